@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test gpu-check clean
+
+demo: $(VENV)/.demo
+	$(RUN)/lotterykit reproduce plant-n-seek --quick --store demo/runs.sqlite --out demo/report
+
+test: $(VENV)/.test
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/python -m pytest --numprocesses auto
+
+# Sources are installed editable: only a change of the build or of native code asks for a new install.
+NATIVE := pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/*/*)
+INSTALL = $(RUN)/python -m pip install --quiet --constraint constraints.txt
+
+$(VENV)/.demo: $(NATIVE)
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[plot]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(INSTALL) --editable '.[plot,test]'
+	touch $@
+
+# For a machine with an NVIDIA GPU and a stock PyTorch image: nothing is downloaded.
+gpu-check:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(PYTHON) benchmarks/gpu_check.py
+
+clean:
+	rm -rf build dist demo $(VENV) *.egg-info lotterykit/*.so lotterykit/_build_report.json

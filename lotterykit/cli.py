@@ -1,0 +1,293 @@
+"""The command line: `lotterykit sweep | report | reproduce | list | doctor`.
+
+Whatever is wrong is said in one line on stderr, with exit status 2; failed cells give status 1, Ctrl-C 130.
+Heavy imports wait until a command needs them: `--help` loads neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from lotterykit import __version__
+from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
+from lotterykit.experiments.flags import GridFlags
+
+if TYPE_CHECKING:
+    from lotterykit.experiments.sweep import Sweep
+
+RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
+SHOWN_FAILURES = 3
+
+app = App(
+    name="lotterykit", help="Lottery-ticket research: plant, prune, sweep, compare.", version=__version__
+)
+sweep = App(name="sweep", help="Run a grid of cells into a store; look at it, go on with it, export it.")
+app.command(sweep)
+
+
+@sweep.command
+def run(
+    spec: Path | None = None,
+    *,
+    grid: Annotated[GridFlags | None, Parameter(name="*")] = None,
+    oracle: bool = True,
+    store: Path = Path("runs.sqlite"),
+    workers: int | None = None,
+    executor: str = "local",
+    runner: Annotated[str, Parameter(show=False)] = RUNNER,
+) -> int:
+    """Run the cells of a TOML file, of flags, or of both (flags win); finished cells are never run again.
+
+    Parameters
+    ----------
+    spec
+        TOML file with tables [spec] and [grid] and the keys seeds and oracle.
+    oracle
+        Add the ground-truth row of every seed and setting.
+    store
+        SQLite file of the results; made if missing.
+    workers
+        Worker processes; one a core by default.
+    executor
+        local (worker processes) or inline (this process).
+    """
+    from lotterykit.experiments.spec import Grid, load_toml
+    from lotterykit.experiments.sweep import Sweep
+
+    base = load_toml(spec) if spec is not None else Grid()
+    fields, seeds = (grid or GridFlags()).fields()
+    if spec is None and not fields:
+        raise ArgumentError("nothing to run: give a TOML file, or at least --task, --method and --density")
+    seeds = base.seeds if seeds is None else seeds
+    whole = Grid(spec=base.spec, grid={**base.grid, **fields}, seeds=seeds, oracle=oracle and base.oracle)
+    return _execute(Sweep.of(whole.cells(), runner=runner), store, workers, executor)
+
+
+@sweep.command
+def resume(
+    store: Path,
+    *,
+    workers: int | None = None,
+    executor: str = "local",
+    runner: Annotated[str, Parameter(show=False)] = RUNNER,
+) -> int:
+    """Go on with every sweep that was started on STORE: run what is missing, failed or damaged."""
+    from lotterykit.experiments.store import Store
+    from lotterykit.experiments.sweep import Sweep
+
+    with Store(store) as opened:
+        cells = opened.planned()
+    if not cells:
+        raise ArgumentError(f"{store}: no sweep was ever started on it")
+    return _execute(Sweep.of(cells, runner=runner), store, workers, executor)
+
+
+@sweep.command
+def status(store: Path) -> int:
+    """How many cells of STORE are wanted, done, damaged, failed and missing."""
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        cells = opened.planned()
+        good, bad = opened.done(cells)
+        failed = {key: why for key, why in opened.failures().items() if key not in {c.key() for c in good}}
+    print(f"{store}: {len(good)} of {len(cells)} cells done, {len(bad)} damaged, {len(failed)} failed")
+    for cell, fault in bad.items():
+        print(f"  damaged {cell.key()[:12]}: {fault}")
+    for key, (error, attempts) in failed.items():
+        print(f"  failed  {key[:12]} after {attempts} tries: {error}")
+    if len(good) < len(cells):
+        print(f"go on with: lotterykit sweep resume {store}")
+    return 0
+
+
+@sweep.command
+def export(store: Path, out: Path) -> int:
+    """Write the rows of STORE to OUT, a .csv or .jsonl file."""
+    from lotterykit.experiments.export import export as write
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        count = write(opened, out)
+    print(f"{count} rows in {out}")
+    return 0
+
+
+@app.command
+def report(store: Path, *, out: Path = Path("report"), title: str = "Plant 'n' Seek") -> int:
+    """Write the HTML report of STORE, with its figures and their CSV files, into the folder OUT."""
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        rows = list(opened.rows())
+    newest = max((row.get("results_version", 0) for row in rows), default=0)
+    current = [row for row in rows if row.get("results_version", 0) == newest]
+    if len(current) < len(rows):
+        print(f"{len(rows) - len(current)} rows of older results versions are left out", file=sys.stderr)
+    return _report(current, out, title)
+
+
+@app.command
+def reproduce(
+    study: str,
+    *,
+    quick: bool = False,
+    figure: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    store: Path | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    runner: Annotated[str, Parameter(show=False)] = RUNNER,
+) -> int:
+    """Reproduce a paper: run what is missing, write the report, print its table.
+
+    Parameters
+    ----------
+    study
+        plant-n-seek (Fischer & Burkholz, ICLR 2022).
+    quick
+        A small version, a few minutes: 3 tasks, 5 methods, 5 densities, 2 seeds.
+    figure
+        Numbers of the paper's figures; all by default (`lotterykit list figures`).
+    store
+        SQLite file of the results; plant-n-seek.sqlite by default.
+    out
+        Folder of the report; plant-n-seek by default.
+    workers
+        Worker processes; one a core by default.
+    dry_run
+        Only forecast time and memory.
+    """
+    from lotterykit.experiments import paper
+    from lotterykit.experiments.sweep import Sweep
+
+    if study not in STUDIES:
+        raise unknown_name("study", study, STUDIES)
+    if quick and figure:
+        raise ArgumentError("--quick and --figure exclude each other: quick is no figure of the paper")
+    cells = paper.quick() if quick else paper.cells(figure or None)
+    store, out = store or Path(f"{study}.sqlite"), out or Path(study)
+    what = "quick" if quick else f"figures {', '.join(map(str, figure or paper.FIGURES))}"
+    whole = Sweep.of(cells, runner=runner)
+    if dry_run:
+        print(whole.forecast(workers=workers, store=store))
+        return 0
+    _make_folder(out)
+    code = _execute(whole, store, workers, "local")
+    if code not in (0, 1):
+        return code
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        rows = list(opened.rows(cells))
+    return _report(rows, out, f"Plant 'n' Seek, {what}") or code
+
+
+@app.command(name="list")
+def list_names(what: str) -> int:
+    """List the methods, tasks or figures.
+
+    Parameters
+    ----------
+    what
+        methods, tasks or figures.
+    """
+    from lotterykit.experiments import paper, spec
+
+    lists = {
+        "methods": lambda: [*spec.METHODS, "oracle  (the planted ticket itself)"],
+        "tasks": lambda: list(spec.TASK_NAMES),
+        "figures": lambda: [
+            f"{f.number:3}  {f.title} ({len(f.cells())} cells)" for f in paper.FIGURES.values()
+        ],
+    }
+    if what not in lists:
+        raise unknown_name("list", what, lists)
+    print("\n".join(lists[what]()))
+    return 0
+
+
+@app.command
+def doctor() -> int:
+    """What this installation can and cannot do, and why, a line each."""
+    from lotterykit.bench.doctor import report as diagnose
+
+    print("\n".join(diagnose()))
+    return 0
+
+
+STUDIES = ("plant-n-seek",)
+
+
+def _execute(whole: Sweep, store: Path, workers: int | None, executor: str) -> int:
+    """Forecast, run, say what happened; the exit status."""
+    from lotterykit.experiments.display import show_progress
+    from lotterykit.experiments.executors import find_executor
+    from lotterykit.experiments.forecast import say_seconds
+
+    find_executor(executor)
+    expected = whole.forecast(workers=workers, store=store)
+    done = len(whole.cells) - expected.cells
+    if done:
+        print(f"{done} of {len(whole.cells)} cells are done already", flush=True)
+    if expected.cells:
+        print(f"forecast for {expected}", flush=True)
+    try:
+        with show_progress() as progress:
+            result = whole.run(executor, workers, store, progress=progress)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with: lotterykit sweep resume {store}", file=sys.stderr)
+        return 130
+    for cell, fault in result.repaired.items():
+        print(f"run again, its row was damaged: {cell.key()[:12]}: {fault}", file=sys.stderr)
+    for failed in result.failed[:SHOWN_FAILURES]:
+        print(
+            f"failed: {failed.cell.key()[:12]} after {failed.attempts} tries: {failed.error}", file=sys.stderr
+        )
+    if result.failed:
+        print(f"{len(result.failed)} cells failed: lotterykit sweep status {store}", file=sys.stderr)
+
+    print(
+        f"{result.ran} cells run in {say_seconds(result.seconds)}, {result.reused} reused: {store}",
+        flush=True,
+    )
+    return 1 if result.failed else 0
+
+
+def _report(rows: list[dict[str, Any]], out: Path, title: str) -> int:
+    from lotterykit import reports
+
+    page = reports.write_report(rows, out, title=title)
+    print(reports.summary_table(rows))
+    print(f"\nreport: {page}")
+    return 0
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a report before hours of work, not after. Raises `ArgumentError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{path}: {error.strerror or error}") from None
+
+
+def invoke(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit status."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, LotterykitError, ValueError, OSError) as error:
+        print(f"lotterykit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console entry."""
+    sys.exit(invoke())

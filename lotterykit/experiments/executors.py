@@ -1,0 +1,103 @@
+"""Executors: run batches of cells in isolated worker processes, or in this one.
+
+A worker that dies costs its own batch, whose cells are then tried one by one. Workers never write: they
+hand rows to the parent. They are spawned, never forked (a fork after an OpenMP region hangs).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lotterykit.errors import ArgumentError, unknown_name
+from lotterykit.experiments.crew import Crew
+from lotterykit.experiments.spec import CellSpec
+from lotterykit.experiments.tasks import Report, Task, after, load_runner, wrong_rows
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def refuse_in_worker() -> None:
+    """Raises `ArgumentError` in a worker process: a script without its main guard runs there again."""
+    # A spawned process knows its parent only after it has imported the script; multiprocessing's own check
+    # for this asks the same attribute.
+    starting = getattr(multiprocessing.current_process(), "_inheriting", False)
+    if starting or multiprocessing.parent_process() is not None:
+        raise ArgumentError(
+            "a sweep was started while a worker process was importing your script: "
+            "put the call under `if __name__ == '__main__':`"
+        )
+
+
+def run_inline(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+    """Run the batches one after another in this process: for tests and debuggers."""
+    run = load_runner(runner)
+    todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+    while todo:
+        task = todo.popleft()
+        done = _share_of(task, report)
+        try:
+            rows = run(task.cells, progress=done)
+            problem: Exception | None = wrong_rows(task.cells, rows)
+        except Exception as error:
+            problem = error
+        if problem is None:
+            report.rows(task.cells, rows)
+        else:
+            todo.extend(after(task, problem, report))
+
+
+def _share_of(task: Task, report: Report) -> Callable[[float], None]:
+    return lambda share: report.running([(task.cells, share)])
+
+
+def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+    """Run the batches, in their order, in `workers` spawned processes of cores // workers threads each.
+
+    On any exception in this process, Ctrl-C included, what has arrived is reported and the workers are
+    killed before it goes on. Raises `LotterykitError` where workers do not even start.
+    """
+    refuse_in_worker()
+    load_runner(runner)
+    workers = max(1, min(workers, len(batches)))
+    with _thread_settings(max(1, cores() // workers)) as threads:
+        crew = Crew(batches, runner, workers, threads, report)
+        try:
+            crew.work()
+        finally:
+            crew.dismiss()
+
+
+@contextmanager
+def _thread_settings(threads: int) -> Iterator[int]:
+    """The environment that spawned workers inherit: OpenMP reads it when torch is first imported there."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    wanted = {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "passive"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield threads
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+EXECUTORS: dict[str, Callable[..., None]] = {"local": run_local, "inline": run_inline}
+
+
+def find_executor(name: str) -> Callable[..., None]:
+    """The executor called `name`. Raises `ArgumentError` for an unknown one."""
+    if name not in EXECUTORS:
+        raise unknown_name("executor", name, EXECUTORS)
+    return EXECUTORS[name]

@@ -1,0 +1,81 @@
+"""`GridFlags`: the grid of a sweep as command-line flags. Imports nothing, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GridFlags:
+    """The grid. Every flag takes one value or several, separated by commas."""
+
+    task: str | None = None
+    """circle, relu, helix."""
+    method: str | None = None
+    """random, magnitude, snip, grasp, synflow, oracle."""
+    density: str | None = None
+    """Kept / total, in (0, 1], or truth: the planted ticket's."""
+    pipeline: str | None = None
+    """single-shot, multi-shot."""
+    depth: str | None = None
+    """Layers of neurons, the inputs counted; at least 3."""
+    width: str | None = None
+    """Neurons of each hidden layer."""
+    gain: str | None = None
+    """Share of the ticket's scale that its weights carry, in [0, 1]."""
+    noise: str | None = None
+    """Share of moved labels (circle), else standard deviation."""
+    scope: str | None = None
+    """global, local."""
+    rounds: str | None = None
+    """Scoring rounds within one shot."""
+    invert: str | None = None
+    """true: keep the lowest scores."""
+    matching: str | None = None
+    """best, random."""
+    scaling: str | None = None
+    """paper, norm."""
+    init: str | None = None
+    """he_scaled, he_uniform_scaled, glorot_normal, kaiming_normal, signed_constant."""
+    samples: str | None = None
+    """Samples drawn, the held-out tenth among them."""
+    epochs: str | None = None
+    """Epochs of the final training."""
+    batch_size: str | None = None
+    lr: str | None = None
+    """Learning rate of Adam."""
+    shots: str | None = None
+    """Rounds of train, prune, reset (multi-shot)."""
+    shot_epochs: str | None = None
+    """Epochs of each such round (multi-shot)."""
+    reset: str | None = None
+    """init, never, not-last (multi-shot)."""
+    seeds: str | None = None
+    """How many seeds, or several of them: 3 is 0,1,2."""
+
+    def fields(self) -> tuple[dict[str, list[Any]], int | list[int] | None]:
+        """The given flags as lists of values, and the seeds (a count or a list, None where not given)."""
+        lists = {name: values(text) for name, text in asdict(self).items() if text is not None}
+        seeds = lists.pop("seeds", None)
+        return lists, seeds[0] if seeds is not None and len(seeds) == 1 else seeds
+
+
+def values(text: str) -> list[Any]:
+    """The values of a flag: numbers, true and false where they look like them, else words.
+
+    >>> values(".1, truth,1,true")
+    [0.1, 'truth', 1, True]
+    """
+    words = {"true": True, "false": False}
+    found: list[Any] = []
+    for part in (p.strip() for p in text.split(",")):
+        for kind in (int, float):
+            try:
+                found.append(kind(part))
+                break
+            except ValueError:
+                continue
+        else:
+            found.append(words.get(part.lower(), part))
+    return found

@@ -1,0 +1,48 @@
+"""`WriterLock`: at most one process writes a store; freed by the operating system when its owner dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from lotterykit.errors import StoreError
+
+
+class WriterLock:
+    """Holds `<store>.lock` until `release`. Raises `StoreError` where another process holds it.
+
+    A file of its own: opening and closing the store itself would drop SQLite's POSIX locks.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.path = store.with_name(store.name + ".lock")
+        while True:
+            try:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise StoreError(f"{store}: cannot be locked: {error.strerror}") from None
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                owner = os.read(self._file, 20).decode(errors="replace").strip() or "?"
+                os.close(self._file)
+                raise StoreError(f"{store}: another process ({owner}) is writing to it") from None
+            # The former owner may have removed the file between our open and our lock.
+            if self._is_current():
+                break
+            os.close(self._file)
+        os.ftruncate(self._file, 0)
+        os.write(self._file, str(os.getpid()).encode())
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Remove the lock file and free the lock."""
+        if self._is_current():
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)

@@ -1,0 +1,239 @@
+"""`Store`: the rows of a sweep in one SQLite file; "done" is a committed row whose content checks.
+
+One process writes (a lock file beside the store, and a writer number checked in every transaction, so that
+a writer that lost its lock cannot add anything); any number read. A kill at any moment loses nothing that
+was committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lotterykit.errors import ArgumentError, StoreError
+from lotterykit.experiments.lock import WriterLock
+from lotterykit.experiments.schema import check_ours, check_path, clear, connect, create
+from lotterykit.experiments.spec import CellSpec
+
+_CONTENT = "SELECT key, spec, result, digest FROM cells WHERE key = ?"
+
+
+class Store:
+    """A result store. `Store(path)` reads; `Store(path, write=True)` writes, creating the file if missing.
+
+    A context manager. Raises `StoreError`, one line, for a file that is no store of ours, corrupt or from a
+    newer version, for a path that cannot be used, and where another process is writing; such a file is
+    left untouched.
+    """
+
+    def __init__(self, path: str | Path, *, write: bool = False) -> None:
+        self.path = Path(path)
+        self.write = write
+        self._lock: WriterLock | None = None
+        exists = check_path(self.path, write)
+        if exists:
+            check_ours(self.path)
+        if write:
+            self._lock = WriterLock(self.path)
+        try:
+            if not exists:
+                create(self.path)
+            self._db = connect(self.path, write)
+            self._writer = self._begin_writing() if write else 0
+        except BaseException:
+            self._release()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and give up the lock; the store holds everything committed so far."""
+        self._db.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # -- writing
+
+    def _begin_writing(self) -> int:
+        """Check the file's pages and become the writer: any older writer is refused from now on."""
+        with clear(self.path):
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise StoreError(f"{self.path}: corrupt: {found.splitlines()[0]}")
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'writer'")
+            writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
+            self._db.execute("COMMIT")
+        if writer is None:
+            raise StoreError(f"{self.path}: corrupt: its table meta lacks the writer number")
+        return writer[0]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if not self.write:
+            raise StoreError(f"{self.path}: opened for reading")
+        with clear(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
+                if writer != (self._writer,):
+                    raise StoreError(f"{self.path}: another process has taken over writing")
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def plan(self, cells: Iterable[CellSpec]) -> None:
+        """Note that `cells` are wanted, for `status` and `resume`."""
+        rows = [(cell.key(), _spec_text(cell), _now()) for cell in cells]
+        with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO plan VALUES (?, ?, ?)", rows)
+
+    def commit(self, rows: Iterable[dict[str, Any]]) -> int:
+        """Write result rows in one transaction; returns how many. A good row is never replaced, a bad one is.
+
+        Raises `StoreError` for a row whose key is not its spec's, or that is not JSON (NaN is not).
+        """
+        checked = [check_row(row) for row in rows]
+        written = 0
+        with self._transaction() as db:
+            for key, spec, result in checked:
+                old = db.execute(_CONTENT, (key,)).fetchone()
+                if old is None or _fault(*old) is not None:
+                    row = (key, spec, result, _digest(key, spec, result), _now())
+                    db.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?)", row)
+                    written += 1
+                db.execute("DELETE FROM failures WHERE key = ?", (key,))
+        return written
+
+    def fail(self, cell: CellSpec, error: str, attempts: int) -> None:
+        """Note that `cell` failed with `error` after so many attempts; `resume` tries it again."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?)", (cell.key(), error, attempts, _now())
+            )
+
+    # -- reading
+
+    def planned(self) -> list[CellSpec]:
+        """The cells that sweeps on this store asked for, in order. Raises `StoreError` for a damaged one."""
+        with clear(self.path):
+            found = self._db.execute("SELECT key, spec FROM plan ORDER BY rowid").fetchall()
+        cells: dict[CellSpec, None] = {}
+        for key, spec in found:
+            try:
+                cells[CellSpec(**json.loads(spec))] = None
+            except (ValueError, TypeError, RecursionError) as error:
+                raise StoreError(f"{self.path}: unreadable planned cell {str(key)[:12]}: {error}") from None
+        return list(cells)
+
+    def done(self, cells: Iterable[CellSpec]) -> tuple[set[CellSpec], dict[CellSpec, str]]:
+        """Which of `cells` have a good row, and which a bad one with what is wrong with it."""
+        good, bad = set(), {}
+        for cell in cells:
+            with clear(self.path):
+                row = self._db.execute(_CONTENT, (cell.key(),)).fetchone()
+            if row is None:
+                continue
+            fault = _fault(*row) or _other_spec(row[2], cell)
+            if fault is None:
+                good.add(cell)
+            else:
+                bad[cell] = fault
+        return good, bad
+
+    def rows(self, cells: Iterable[CellSpec] | None = None) -> Iterator[dict[str, Any]]:
+        """The good result rows: those of `cells` in their order, or all in the order of their keys."""
+        if cells is None:
+            with clear(self.path):
+                keys = [key for (key,) in self._db.execute("SELECT key FROM cells ORDER BY key")]
+        else:
+            keys = [cell.key() for cell in cells]
+        for key in keys:
+            with clear(self.path):
+                row = self._db.execute(_CONTENT, (key,)).fetchone()
+            if row is not None and _fault(*row) is None:
+                yield json.loads(row[2])
+
+    def failures(self) -> dict[str, tuple[str, int]]:
+        """Key -> (error, attempts) of the cells that failed and have no good row since."""
+        with clear(self.path):
+            found = self._db.execute("SELECT key, error, attempts FROM failures ORDER BY key").fetchall()
+        return {key: (error, attempts) for key, error, attempts in found}
+
+    def check(self) -> list[str]:
+        """Everything wrong with the file, a line each: damaged pages, then rows whose content fails."""
+        with clear(self.path):
+            pages = [line for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
+            if pages:
+                return pages
+            rows = self._db.execute("SELECT key, spec, result, digest FROM cells ORDER BY key")
+            return [f"row {str(row[0])[:12]}: {fault}" for row in rows if (fault := _fault(*row)) is not None]
+
+
+def check_row(row: dict[str, Any]) -> tuple[str, str, str]:
+    """(key, spec, result) of a result row as the store keeps them. Raises `StoreError` for a bad row."""
+    try:
+        cell = CellSpec(**row["spec"])
+        result = json.dumps(row, allow_nan=False)
+    except (ArgumentError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"not a result row: {type(error).__name__}: {error}") from None
+    if row.get("key") != cell.key():
+        raise StoreError(f"not a result row: key {str(row.get('key'))[:12]} is not its spec's")
+    return cell.key(), _spec_text(cell), result
+
+
+def _fault(key: str, spec: str, result: str, digest: str) -> str | None:
+    """What is wrong with a stored row, None where nothing is. The digest covers key, spec and result."""
+    if not all(isinstance(text, str) for text in (key, spec, result, digest)):
+        return "not text"
+    if _digest(key, spec, result) != digest:
+        return "the digest does not match the content"
+    try:
+        row = json.loads(result)
+    except (ValueError, RecursionError):
+        return "the result is not JSON"
+    # Rows of other results versions are kept; their keys cannot be recomputed by this one.
+    if not isinstance(row, dict) or row.get("key") != key:
+        return "the key is not the result's"
+    return None
+
+
+def _other_spec(result: str, cell: CellSpec) -> str | None:
+    """What is wrong where a stored result was computed from another spec than `cell`."""
+    try:
+        same = CellSpec(**json.loads(result)["spec"]) == cell
+    except (ArgumentError, KeyError, TypeError):
+        same = False
+    return None if same else "the result is another spec's"
+
+
+def _spec_text(cell: CellSpec) -> str:
+    return json.dumps(cell.model_dump(mode="json"), sort_keys=True)
+
+
+def _digest(key: str, spec: str, result: str) -> str:
+    return hashlib.sha256("\0".join((key, spec, result)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,92 @@
+"""`Task`: cells that one worker runs together; what is tried again, and when a cell is given up."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pebble import ProcessExpired
+
+from lotterykit.errors import ArgumentError, LotterykitError, StoreError
+from lotterykit.experiments.spec import CellSpec
+from lotterykit.experiments.store import check_row
+
+SINGLE_TRIES = 2  # tries of each cell alone after its batch failed
+
+Rows = list[dict[str, Any]]
+Runner = Callable[..., Rows]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A cell that no try got a row from."""
+
+    cell: CellSpec
+    error: str
+    attempts: int
+
+
+@dataclass
+class Task:
+    """Cells that one worker runs together; `attempts` counts the failed tries of these cells so far."""
+
+    cells: list[CellSpec]
+    slot: int
+    attempts: int = 0
+
+
+class Report(Protocol):
+    """What a sweep is told while batches run."""
+
+    def rows(self, cells: list[CellSpec], rows: Rows) -> None:
+        """The rows of a finished batch."""
+
+    def failed(self, failure: Failed) -> None:
+        """A cell is given up."""
+
+    def running(self, shares: list[tuple[list[CellSpec], float]]) -> None:
+        """How much, in [0, 1], of each running batch is done."""
+
+
+def load_runner(name: str) -> Runner:
+    """The function "package.module:function". Raises `ArgumentError` where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentError(f"no runner {name!r}: {error}") from None
+
+
+def after(task: Task, error: BaseException, report: Report) -> list[Task]:
+    """What to try again after `task` failed: its cells alone, each at most `SINGLE_TRIES` times."""
+    tried = task.attempts + 1
+    lone = len(task.cells) == 1
+    # A bad argument fails the same way each time; crashes and memory may not.
+    hopeless = lone and (tried > SINGLE_TRIES or isinstance(error, ArgumentError))
+    if hopeless:
+        report.failed(Failed(task.cells[0], _describe(error), tried))
+        return []
+    return [Task([cell], task.slot, tried) for cell in task.cells]
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, ProcessExpired):
+        code = error.exitcode or 0
+        names = {-known.value: known.name for known in signal.Signals}
+        return f"the worker died ({names.get(code, f'exit code {code}')})"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LotterykitError) else f"{type(error).__name__}: {text}"
+
+
+def wrong_rows(cells: list[CellSpec], rows: Any) -> LotterykitError | None:
+    """The complaint where a runner did not return one row for each cell, in order."""
+    try:
+        for cell, row in zip(cells, rows, strict=True):
+            if check_row(row)[0] != cell.key():
+                return LotterykitError("the runner returned a row of another cell")
+    except (StoreError, TypeError, ValueError) as error:
+        return LotterykitError(f"the runner returned no good rows: {error}")
+    return None

@@ -1,0 +1,17 @@
+"""Layers, networks and their initialisations."""
+
+from lotterykit.nn.convert import convert_, revert_
+from lotterykit.nn.init import INITS
+from lotterykit.nn.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
+from lotterykit.nn.models import mlp
+
+__all__ = [
+    "INITS",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedLinear",
+    "convert_",
+    "mlp",
+    "revert_",
+]

@@ -1,0 +1,49 @@
+"""The whole dispatch decision as data. Rows of one op are tried from top to bottom."""
+
+from __future__ import annotations
+
+import torch
+
+from lotterykit.ops.dispatch import Route
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        op="topk_mask",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        kernel="lotterykit.ops.topk_mask:topk_mask_cuda",
+        evidence="not yet measured",
+    ),
+    Route(
+        op="topk_mask",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        kernel="lotterykit.ops.topk_mask:topk_mask_cpu",
+        evidence="benchmarks/results/*-topk.json",
+    ),
+    Route(
+        op="topk_mask",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.topk_mask:topk_mask_reference",
+        evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="masked_linear",
+        backend="triton",
+        device="cuda",
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        tf32=True,
+        kernel="lotterykit.kernels.masked_linear:PRODUCTS",
+        evidence="not yet measured",
+    ),
+    Route(
+        op="masked_linear",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.masked_linear:REFERENCE",
+        evidence="plain torch, runs everywhere",
+    ),
+)

@@ -1,0 +1,195 @@
+"""Prune a network: score + scope + schedule + exact count."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
+from lotterykit.mask import Masks, prunable_layers
+from lotterykit.nn.convert import convert_
+from lotterykit.ops.topk_mask import topk_mask
+from lotterykit.pruning.schedules import SCHEDULES, density_after
+from lotterykit.pruning.scores import SCORES, Batches, LossFn, ScoreFn, live_weights, scores
+
+SCOPES = ("global", "local")
+DEFAULT_ROUNDS = {"synflow": 100}  # Tanaka et al.; every other method scores once
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round left: density over the pruned set; `empty_layers`: weights with nothing kept;
+    `no_live_path`: no kept path from input to output (None where the input's shape is unknown)."""
+
+    round: int
+    density: float
+    empty_layers: tuple[str, ...]
+    no_live_path: bool | None
+
+
+class Pruner:
+    """The rounds of `prune_` one at a time, inside your own training loop; arguments as there.
+
+    `step()` scores the model as it stands and prunes it to the schedule's next density; `history` holds a
+    `Round` per step, so layer collapse is seen when it happens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | ScoreFn,
+        *,
+        density: float,
+        rounds: int = 1,
+        schedule: str = "exponential",
+        scope: str = "global",
+        data: Batches | None = None,
+        loss_fn: LossFn | None = None,
+        example_input: Tensor | None = None,
+        options: Mapping[str, Any] | None = None,
+        invert: bool = False,
+        prune_bias: bool = False,
+        seed: int = 0,
+    ) -> None:
+        for kind, value, valid in (("scope", scope, SCOPES), ("schedule", schedule, SCHEDULES)):
+            if value not in valid:
+                raise unknown_name(kind, value, valid)
+        if isinstance(method, str) and method not in SCORES:
+            raise unknown_name("method", method, SCORES)
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise ArgumentError(f"rounds must be an int >= 1, got {rounds!r}")
+        if data is not None and rounds > 1 and iter(data) is data:
+            raise ArgumentError(f"data is a one-shot iterator, and {rounds} rounds read it more than once")
+        self.model, self.method, self.scope = model, method, scope
+        self.density, self.rounds, self.schedule = check_density(density), rounds, schedule
+        self.scoring: dict[str, Any] = {
+            "data": data, "loss_fn": loss_fn, "example_input": example_input, "options": options,
+            "invert": invert, "prune_bias": prune_bias,
+        }  # fmt: skip
+        self.prune_bias, self.seed = prune_bias, check_seed(seed)
+        carried = _competing(model, prune_bias)
+        self.start = carried.density(biases=True)
+        scopes = {"the model": self.start} if scope == "global" else carried.per_layer()
+        for name, start in scopes.items():
+            if density > start:
+                raise ArgumentError(
+                    f"masks are monotone: density {density:g} was asked, the masks of {name} keep {start:.4g}"
+                )
+        self.history: list[Round] = []
+
+    def step(self) -> Masks:
+        """Score, prune to the next density of the schedule, and return the masks.
+
+        Raises `ArgumentError` on NaN scores, and after the last round; the model then stays as it is."""
+        number = len(self.history) + 1
+        if number > self.rounds:
+            raise ArgumentError(f"all {self.rounds} rounds are done")
+        target = density_after(
+            self.schedule, end=self.density, round=number, rounds=self.rounds, start=self.start
+        )
+        found = scores(self.model, self.method, seed=self.seed, **self.scoring)
+        before = _competing(self.model, self.prune_bias)
+        masks = self._select(found, before, target, number)
+        convert_(self.model, masks=masks)
+        self.history.append(self._report(masks, number))
+        return masks
+
+    def _select(self, found: dict[str, Tensor], before: Masks, target: float, number: int) -> Masks:
+        names = list(before)
+        groups = [names] if self.scope == "global" else [[name] for name in names]
+        kept: dict[str, Tensor] = {}
+        for group in groups:
+            total = sum(before[name].numel() for name in group)
+            allowed = sum(int(before[name].sum()) for name in group)
+            chosen = topk_mask(
+                [found[name] for name in group],
+                k=min(round(target * total), allowed),
+                seed=_tie_seed(self.seed, number, group[0]),
+                within=[before[name] for name in group],
+            )
+            kept.update(zip(group, chosen, strict=True))
+        return Masks({name: kept[name] for name in names})
+
+    def _report(self, masks: Masks, number: int) -> Round:
+        weights = masks.weights()
+        empty = tuple(name for name, (kept, total) in weights.counts().items() if total and not kept)
+        try:
+            live = live_weights(self.model, self._example())
+        except ArgumentError:
+            return Round(number, masks.density(biases=True), empty, True if empty else None)
+        dead = not any(bool(mask.any()) for mask in live.values())
+        return Round(number, masks.density(biases=True), empty, dead)
+
+    def _example(self) -> Tensor | None:
+        data = self.scoring["data"]
+        if self.scoring["example_input"] is not None or data is None or iter(data) is data:
+            return self.scoring["example_input"]
+        return next(iter(data))[0]
+
+
+def prune_(
+    model: nn.Module,
+    method: str | ScoreFn,
+    *,
+    density: float,
+    scope: str = "global",
+    rounds: int | None = None,
+    schedule: str = "exponential",
+    data: Batches | None = None,
+    loss_fn: LossFn | None = None,
+    example_input: Tensor | None = None,
+    options: Mapping[str, Any] | None = None,
+    invert: bool = False,
+    prune_bias: bool = False,
+    seed: int = 0,
+) -> Masks:
+    """Prune `model` in place to exactly `round(density * n)` weights and return its masks.
+
+    method: a name of `SCORES` or a callable, as in `scores`, which explains data, loss_fn, example_input,
+    options and invert. scope: "global" counts over all layers, "local" in each. rounds: scores and
+    prunes that often along `schedule` (default 1, SynFlow 100), from the masks the model has; a pruned
+    weight never returns. Plain Linear and Conv layers become masked ones in place. Only weights compete
+    unless `prune_bias`. Ties go by a seeded bijection. `Pruner` gives the same with a report per round.
+    Raises `ArgumentError` on density outside (0, 1], NaN scores and unknown names; masks then stay.
+    """
+    if rounds is None:
+        rounds = DEFAULT_ROUNDS.get(method, 1) if isinstance(method, str) else 1
+    pruner = Pruner(
+        model, method, density=density, rounds=rounds, schedule=schedule, scope=scope, data=data,
+        loss_fn=loss_fn, example_input=example_input, options=options, invert=invert,
+        prune_bias=prune_bias, seed=seed,
+    )  # fmt: skip
+    before = _competing(model, prune_bias)
+    try:
+        for _ in range(rounds):
+            masks = pruner.step()
+    except Exception:
+        if pruner.history:
+            before.apply_(model)
+        raise
+    return masks
+
+
+def _competing(model: nn.Module, biases: bool) -> Masks:
+    """The masks the model carries: of its weights and, if asked, its biases (all kept if they have none)."""
+    carried = Masks.from_model(model)
+    if not biases:
+        return carried.weights()
+    masks: dict[str, Tensor] = {}
+    for prefix, layer in prunable_layers(model):
+        masks[f"{prefix}weight"] = carried[f"{prefix}weight"]
+        if isinstance(layer.bias, Tensor):
+            name = f"{prefix}bias"
+            masks[name] = carried.get(name, torch.ones_like(layer.bias, dtype=torch.bool))
+    return Masks(masks)
+
+
+def _tie_seed(seed: int, number: int, name: str) -> int:
+    """Layers pruned locally and rounds break their ties independently."""
+    digest = hashlib.blake2b(f"ties {seed} {number} {name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,104 @@
+"""Captions of figures and tables, and how to read them."""
+
+from __future__ import annotations
+
+from lotterykit.reports import tables
+from lotterykit.reports.groups import Group, number, say
+from lotterykit.reports.tickets import Pair, ticket
+
+LEGEND = (
+    "Density is kept / total weights (biases are not counted). A strong ticket is evaluated as pruned, "
+    "a weak ticket after training.",
+    "The ground truth is the planted ticket itself, evaluated and trained like every other; the dotted "
+    "vertical line is its density. A method that finds it meets the dashed line there.",
+    "Lines are means over seeds, bands reach from the least to the greatest seed. A method keeps its colour "
+    "and marker in all figures.",
+    "A hollow marker, a hatched cell or a cross means collapse: in some seed an empty layer, or no live path "
+    "from input to output, so that the network computes a constant.",
+)
+MEANS = (
+    "Means over seeds, below them the least and the greatest. The last two columns count seeds that "
+    "collapsed: "
+    "no live path can happen without an empty layer."
+)
+HIDING = (
+    "Size of the planted parameters in units of the mother's standard deviation in that layer, and how well "
+    "the size alone gives them away (area under the ROC curve; 0.5 is perfect hiding, 1 none). Means over "
+    "seeds."
+)
+
+
+def metric_caption(group: Group) -> str:
+    """Caption of the metric figure with its conditions."""
+    what = "Test accuracy" if group.classification else "Test mean squared error (log axis)"
+    text = f"{what} of the pruned network {_moments(group)}. {_counts(group)} "
+    if not group.classification:
+        text += "Up to scale: after one positive factor fitted by least squares on the training split. "
+    gain = group.conditions.get("gain")
+    if isinstance(gain, int | float) and gain < 1:
+        text += "At this gain the untrained outputs are multiplied by the planted output scale. "
+    return text + group.truth_note
+
+
+def recovery_caption(group: Group) -> str:
+    """Caption of the recovery figure."""
+    return (
+        "Precision: share of the kept weights that were planted; recall: share of the planted weights that "
+        "were kept; "
+        "IoU of live paths: overlap of the two tickets after everything that no path from input to output "
+        "uses is "
+        f"removed. {_counts(group)}"
+    )
+
+
+def layer_caption(group: Group) -> str:
+    """Caption of the layerwise densities."""
+    return (
+        "Share of each layer's weights that is kept (mean over seeds; darker is denser). Crossed and "
+        "hatched: "
+        "the layer is empty in that many seeds. The lowest row counts seeds without a live path from input "
+        "to "
+        f"output. {_counts(group)}"
+    )
+
+
+def ticket_caption(pair: Pair) -> str:
+    """Caption of the drawn tickets: whose they are, and how much of one is in the other."""
+    planted, found = ticket(pair.planted), ticket(pair.found)
+    text = f"Live weights of seed {pair.seed}. "
+    if pair.found is not None and pair.series is not None:
+        live, recall = number(pair.found, "recovery", "live", "iou"), number(pair.found, "recovery", "recall")
+        text += (
+            f"Found by {pair.series.label} at density {tables.show(number(pair.found, 'density'))}, the "
+            "best live IoU of "
+            f"all methods nearest to the truth's density ({tables.show(live)}; recall "
+            f"{tables.show(recall)}). "
+        )
+    if planted and found and found.edges:
+        shared = len(set(planted.edges) & set(found.edges))
+        text += f"{shared} of the {len(found.edges)} weights drawn as found are planted ones. "
+    return text + (
+        "Layers from left to right; edge width is proportional to |w| within a layer, whose greatest |w| "
+        "is printed below. A neuron of the "
+        "mother stands "
+        "at the same place in all three panels."
+    )
+
+
+def _moments(group: Group) -> str:
+    if group.pipeline == "multi-shot":
+        return "before (strong ticket) and after (weak ticket) the final training"
+    return "before (strong ticket) and after training (weak ticket)"
+
+
+def _counts(group: Group) -> str:
+    n, epochs = len(group.seeds), group.conditions.get("epochs")
+    parts = [f"{n} seed{'s' * (n != 1)}", group.pipeline]
+    if group.pipeline == "multi-shot":
+        parts.append(
+            f"{group.conditions.get('shots', '?')} shots of {group.conditions.get('shot_epochs', '?')} epochs"
+        )
+    if epochs is not None:
+        parts.append(f"{epochs} epochs of training at the end")
+    parts += [f"{n} {say(group.conditions[n])}" for n in ("depth", "width", "gain") if n in group.conditions]
+    return "Conditions: " + ", ".join(parts) + "."

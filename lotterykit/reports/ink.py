@@ -1,0 +1,142 @@
+"""How every figure looks: colours and markers of methods, axes, and the way to a reproducible SVG."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lotterykit.errors import LotterykitError
+from lotterykit.reports.groups import Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, with a marker each for print.
+STYLES = {
+    "random": ("#7F7F7F", "X"),
+    "magnitude": ("#0072B2", "o"),
+    "snip": ("#D55E00", "s"),
+    "grasp": ("#009E73", "^"),
+    "synflow": ("#CC79A7", "D"),
+    "edge-popup": ("#E69F00", "v"),
+}
+_SPARE = (("#56B4E9", "P"), ("#8C510A", "<"), ("#5E4FA2", ">"), ("#B3A100", "h"), ("#333333", "*"))
+_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+TRUTH = "#000000"
+REFERENCE = "#8A8A8A"
+NEGATIVE, POSITIVE, ZERO = "#1F5FA8", "#E39A00", "#B5B5B5"
+
+_RC: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with a dollar sign is a name
+    "font.family": ["sans-serif"],
+    "font.size": 10.0,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "figure.constrained_layout.w_pad": 0.09,
+    "figure.constrained_layout.h_pad": 0.06,
+    "hatch.linewidth": 0.7,
+    "hatch.color": "#7A1F1F",
+}
+
+
+@contextlib.contextmanager
+def ink(slug: str) -> Iterator[None]:
+    """The settings of our figures, whatever the user's matplotlibrc says; `slug` salts the SVG's ids.
+
+    Raises `LotterykitError` naming the extra where matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as e:
+        raise LotterykitError("figures need matplotlib: pip install 'lotterykit[plot]'") from e
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings: Any = {**_RC, "svg.hashsalt": slug}
+        matplotlib.rcParams.update(settings)
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches that belongs to no window and no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg_text(figure: Figure, slug: str) -> str:
+    """`figure` as SVG text: no date, and ids that start with `slug`, so one page can hold many."""
+    out = io.StringIO()
+    none: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", metadata=none)
+    prefix = re.sub(r"[^A-Za-z0-9_-]", "_", slug) + "-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", out.getvalue())
+    return re.sub(r"[ \t]+\n", "\n", text)
+
+
+def style(series: Series, among: Sequence[str]) -> dict[str, Any]:
+    """Line colour, marker and dashes of `series`; `among` are all methods of the report.
+
+    A method has one colour in all figures; more rounds or an inverted score change the dashes.
+    """
+    strangers = sorted({m for m in among if m not in STYLES})
+    if series.method in STYLES:
+        color, marker = STYLES[series.method]
+    else:
+        color, marker = _SPARE[strangers.index(series.method) % len(_SPARE)]
+    # synflow's usual 100 rounds are no variant, so only one-round synflow and multi-round others are.
+    usual = 100 if series.method == "synflow" else 1
+    variant = (series.rounds not in (1, usual)) + 2 * series.invert
+    return {"color": color, "marker": marker, "linestyle": _DASHES[variant]}
+
+
+def density_axis(ax: Axes, low: float) -> None:
+    """Logarithmic density axis from below `low` to 1 with plain numbers at the decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_xscale("log")
+    ax.set_xlim(min(low, 0.5) / 1.35, 1.25)
+    ax.xaxis.set_major_locator(LogLocator(numticks=12))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("density (kept / total)")
+
+
+def power_axis(ax: Axes) -> None:
+    """Logarithmic y axis labelled with powers of ten in plain text (no math fonts in the SVG)."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    ax.set_yscale("log", nonpositive="clip")
+    ax.yaxis.set_major_locator(LogLocator(numticks=8))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: power(y)))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def power(y: float) -> str:
+    """`y` as a power of ten where it is one: 10⁻³."""
+    if y <= 0 or not math.isfinite(y):
+        return ""
+    exponent = round(math.log10(y))
+    if not math.isclose(y, 10.0**exponent, rel_tol=1e-6):
+        return f"{y:.2g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

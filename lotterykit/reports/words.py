@@ -1,0 +1,209 @@
+"""The sentences of a report: what was run, what is seen, and under which conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lotterykit.reports import tables
+from lotterykit.reports.groups import Group, Point, Row, Series, number, say, stat
+
+OVERVIEW = [
+    "setting",
+    "truth's density",
+    "truth as planted",
+    "truth trained",
+    "best trained",
+    "best recall",
+    "no live path",
+]
+OVERVIEW_CAPTION = (
+    "Mean test accuracy (circle) or MSE (relu, helix) over seeds. The last three columns are the methods' "
+    "at the "
+    "truth's density: the best after training, the largest share of planted weights, networks without a "
+    "live path."
+)
+_NAMES = {"lr": "learning rate", "batch_size": "batch size", "shot_epochs": "epochs per shot"}
+_SAID_APART = ("pipeline", "task")
+
+
+def lead(found: Sequence[Group]) -> str:
+    """The opening paragraph: what was planted, who looked for it, what came out."""
+    tasks = dict.fromkeys(g.task for g in found)
+    methods = dict.fromkeys(s.label for g in found for s in g.series)
+    several = "s" if len(tasks) > 1 else ""
+    text = f"Sparse networks that solve the task{several} {_listed(tasks)} were planted in larger random ones"
+    if not methods:
+        return text + "; no method has searched for them yet."
+    several = "s" if len(methods) > 1 else ""
+    text += (
+        f". The method{several} {_listed(methods)} then had to find a subnetwork as sparse and as good. "
+        "Because the solution is known, every result can be compared with the truth: its performance, its "
+        "density, and its very weights. "
+    )
+    tops = [(g, best(g, "recovery", "recall")) for g in found]
+    known = [(top[0], top[1].label, g) for g, top in tops if top]
+    if known:
+        value, name, group = max(known, key=lambda item: item[0])
+        points = [p for g in found for s in g.series for p in s.points if p.asked == "truth"]
+        dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
+        text += (
+            "At the planted density the largest share of the planted weights that a method kept is "
+            f"{tables.show(value)} ({name} on {group.task}, {group.title}; mean over seeds); {dead} of "
+            f"{total} networks pruned that far have no live path left."
+        )
+    return text
+
+
+def facts(rows: Sequence[Row], found: Sequence[Group]) -> list[tuple[str, str]]:
+    """(name, value) pairs about the runs: counts, seeds, time, versions."""
+    seeds = sorted({r["spec"].get("seed", 0) for r in rows})
+    seconds = math.fsum(number(r, "times", "total") or 0.0 for r in rows)
+    told = [
+        ("results", str(len(rows))),
+        ("tasks", ", ".join(dict.fromkeys(g.task for g in found))),
+        ("seeds", f"{len(seeds)} ({_ranges(seeds)})"),
+        ("computing time", _duration(seconds)),
+        ("result format", _several(rows, "results_version")),
+    ]
+    names = sorted({n for r in rows for n in r.get("versions") or {}})
+    return told + [(n, _several(rows, "versions", n)) for n in names]
+
+
+def version(rows: Sequence[Row]) -> str:
+    """The lotterykit version(s) that made `rows`."""
+    return _several(rows, "versions", "lotterykit")
+
+
+def best(group: Group, *path: str, least: bool = False) -> tuple[float, Series, Point] | None:
+    """The greatest (or `least`) mean of a series at the truth's density, None without one."""
+    found = []
+    for series in group.series:
+        point = tables.at_truth(series.points)
+        mean = point.stat(*path).mean if point else math.nan
+        if point and not math.isnan(mean):
+            found.append((mean, series, point))
+    pick = min if least else max
+    return pick(found, key=lambda item: item[0]) if found else None
+
+
+def overview(group: Group) -> list[tuple[str, str]]:
+    """The group's cells under `OVERVIEW`, each with its second line."""
+    metric = tables.metric_names(group)[0]
+    cells = [(f"{group.task}: {group.title}", ""), (tables.show(group.truth_density), "")]
+    cells += [
+        (tables.show(group.truth_stat("metrics", when, metric).mean), "") for when in ("before", "after")
+    ]
+    least = not group.classification
+    for path, low in ((("metrics", "after", metric), least), (("recovery", "recall"), False)):
+        top = best(group, *path, least=low)
+        cells.append((tables.show(top[0]), top[1].label) if top else (tables.MISSING, ""))
+    points = [p for p in (tables.at_truth(s.points) for s in group.series) if p]
+    dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
+    cells.append((f"{dead} of {total}" if total else tables.MISSING, ""))
+    return cells
+
+
+def conditions(group: Group) -> str:
+    """Every setting of the group in one line."""
+    parts = []
+    for name, value in group.conditions.items():
+        if name not in _SAID_APART:
+            parts.append(f"{_NAMES.get(name, name.replace('_', ' '))} {say(value)}")
+    n = len(group.seeds)
+    return f"{n} seed{'s' * (n != 1)}; " + ", ".join(parts) + "."
+
+
+def notes(group: Group) -> list[tuple[str, str]]:
+    """(kind, sentence) findings of the group; kind "warn" for collapse and missing numbers, else ""."""
+    told: list[tuple[str, str]] = []
+    metric = tables.metric_names(group)[0]
+    unit = "accuracy" if group.classification else "MSE"
+    truth = {when: group.truth_stat("metrics", when, metric).mean for when in ("before", "after")}
+    if group.truth:
+        told.append(
+            ("", f"Ground truth (density {tables.show(group.truth_density)}): {unit} "
+                 f"{tables.show(truth['before'])} as "
+                 f"planted, {tables.show(truth['after'])} after training.")
+        )  # fmt: skip
+    else:
+        told.append(("warn", "No ground truth: these results hold no oracle run with the same settings."))
+    for when, kind in (("before", "strong"), ("after", "weak")):
+        top = best(group, "metrics", when, metric, least=not group.classification)
+        if top:
+            value, series, point = top
+            dead = (
+                f"; no live path in {point.collapsed} of {len(point.rows)} seeds" if point.collapsed else ""
+            )
+            told.append(
+                ("", f"Best {kind} ticket at the truth's density: {series.label}, {unit} "
+                     f"{tables.show(value)} (mean{dead}).")
+            )  # fmt: skip
+    top = best(group, "recovery", "recall")
+    if top:
+        told.append(("", f"Best recall there: {top[1].label}, {tables.show(top[0])} of the planted weights."))
+    return told + _warnings(group, metric)
+
+
+def _warnings(group: Group, metric: str) -> list[tuple[str, str]]:
+    told = []
+    dead = [_collapse(s) for s in group.series]
+    dead = [text for text in dead if text]
+    if dead:
+        told.append(("warn", "No live path from input to output: " + "; ".join(dead) + "."))
+    lost = sum(p.stat("metrics", w, metric).total - p.stat("metrics", w, metric).n
+               for s in group.series for p in s.points for w in ("before", "after"))  # fmt: skip
+    if lost:
+        told.append(
+            ("warn", f"{lost} metrics are not finite: they are left out of means and marked by triangles.")
+        )
+    return told
+
+
+def _collapse(series: Series) -> str:
+    parts = [
+        f"{p.collapsed} of {len(p.rows)} at {tables.show(p.density, 2)}" for p in series.points if p.collapsed
+    ]
+    if not parts:
+        return ""
+    rounds = [number(r, "collapse", "round") for p in series.points for r in p.rows]
+    first = stat(rounds)
+    several = any(len(r.get("rounds") or ()) > 1 for p in series.points for r in p.rows)
+    when = f" (first in round {first.low:g})" if first.n and several else ""
+    return f"{series.label} " + ", ".join(parts) + when
+
+
+def _listed(names: Sequence[str] | dict[str, None]) -> str:
+    told = list(names)
+    return told[0] if len(told) == 1 else ", ".join(told[:-1]) + " and " + told[-1]
+
+
+def _several(rows: Sequence[Row], *path: str) -> str:
+    found = set()
+    for row in rows:
+        value: object = row
+        for step in path:
+            value = value.get(step) if isinstance(value, dict) else None
+        if value is not None:
+            found.add(str(value))
+    return ", ".join(sorted(found)) or "unknown"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] as "0 to 2, 5"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,17 @@
+"""Training: one network of any kind (`train`), or many small ones in one program (`train_replicas`)."""
+
+from lotterykit.training.optimizer import mask_optimizer_
+from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
+from lotterykit.training.single import TrainResult, train
+
+__all__ = [
+    "Recipe",
+    "RunResult",
+    "RunSpec",
+    "Split",
+    "TrainResult",
+    "mask_optimizer_",
+    "train",
+    "train_replicas",
+]

@@ -1,0 +1,106 @@
+"""`Recipe`: how a network is trained; batch order, learning rate and metrics, shared by both trainers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lotterykit.errors import ArgumentError, unknown_name
+
+LOSSES = ("cross_entropy", "mse")
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("constant", "cosine", "step")
+
+
+class Split(NamedTuple):
+    """A data set: x `[N, ...]`; y `[N]` class numbers (int64) or `[N, out]` values."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Loss, optimizer and schedule of one training.
+
+    Optimizers follow `torch.optim` to the letter (Adam with L2 `weight_decay` in the gradient; SGD with
+    `momentum`, no dampening). Schedules: "constant"; "cosine" to 0 over all steps, a value a step;
+    "step" times `gamma` at the start of each epoch in `milestones`.
+    """
+
+    loss: str
+    epochs: int = 10
+    batch_size: int = 32
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        for kind, value, valid in (
+            ("loss", self.loss, LOSSES),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if value not in valid:
+                raise unknown_name(kind, value, valid)
+        if self.epochs < 0 or self.batch_size < 1:
+            raise ArgumentError(
+                f"epochs must be >= 0 and batch_size >= 1, got {self.epochs} and {self.batch_size}"
+            )
+        if not (self.lr >= 0 and self.weight_decay >= 0 and self.momentum >= 0 and self.eps > 0):
+            raise ArgumentError(
+                "lr, weight_decay and momentum must be >= 0 and eps > 0, got "
+                f"{self.lr}, {self.weight_decay}, {self.momentum} and {self.eps}"
+            )
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of step `step`, counted from 0 over the whole training."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
+        if self.schedule == "step":
+            epoch = step // steps_per_epoch
+            return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr
+
+
+def batch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order `[n]` in which epoch `epoch` visits the samples: depends on `seed` and `epoch` alone."""
+    digest = hashlib.blake2b(f"batch order {seed} {epoch}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.randperm(n, generator=generator)
+
+
+def loss_value(output: Tensor, y: Tensor, loss: str) -> Tensor:
+    """The mean loss of outputs `[N, out]`, a scalar; MSE is the mean over samples and outputs."""
+    if loss == "cross_entropy":
+        return torch.nn.functional.cross_entropy(output, y)
+    return torch.nn.functional.mse_loss(output, y)
+
+
+def metrics(output: Tensor, y: Tensor, loss: str) -> dict[str, float]:
+    """{"loss", "accuracy"} of logits `[N, classes]`, or {"loss", "mse"} of values `[N, out]`."""
+    value = float(loss_value(output, y, loss))
+    if loss == "cross_entropy":
+        return {"loss": value, "accuracy": float((output.argmax(1) == y).double().mean())}
+    return {"loss": value, "mse": value}
+
+
+def fitted_scale(output: Tensor, y: Tensor) -> float:
+    """The positive factor s that minimises ||s * output - y||^2, 0 where no positive one helps (methods:
+    a strong regression ticket is right up to one scale). Fit it on the training split only."""
+    out, target = output.double().flatten(), y.double().flatten()
+    square = float(out @ out)
+    return max(0.0, float(out @ target) / square) if square > 0 else 0.0

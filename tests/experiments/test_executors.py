@@ -1,0 +1,148 @@
+"""Tests of `lotterykit.experiments.executors`, `crew` and `tasks`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_runner import row
+
+from lotterykit.errors import ArgumentError, LotterykitError
+from lotterykit.experiments.executors import cores, find_executor
+from lotterykit.experiments.spec import Grid, group
+
+CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
+HERE = Path(__file__).parent
+
+
+class Notes:
+    """A report that keeps what it is told."""
+
+    def __init__(self):
+        self.found, self.given_up, self.shares = [], [], []
+
+    def rows(self, cells, rows):
+        self.found += list(zip(cells, rows, strict=True))
+
+    def failed(self, failure):
+        self.given_up.append(failure)
+
+    def running(self, shares):
+        self.shares += [share for _, share in shares]
+
+
+def run(executor, runner, *, workers=2, size=4):
+    notes = Notes()
+    name = f"fake_runner:{runner}"
+    find_executor(executor)(group(CELLS, size), runner=name, workers=workers, report=notes)
+    return notes
+
+
+@pytest.fixture(autouse=True)
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOTTERYKIT_TEST_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+@pytest.mark.parametrize("executor", ["local", "inline"])
+def test_every_cell_is_reported_once(executor):
+    notes = run(executor, "slow")
+    assert sorted(cell.seed for cell, _ in notes.found) == list(range(8))
+    assert all({**found, "times": 0} == {**row(cell), "times": 0} for cell, found in notes.found)
+    assert notes.given_up == []
+    assert max(notes.shares) > 0
+
+
+def test_a_dead_worker_costs_its_batch_whose_cells_are_tried_alone():
+    notes = run("local", "crash_on_seed_3")
+    assert sorted(cell.seed for cell, _ in notes.found) == [0, 1, 2, 4, 5, 6, 7]
+    (failure,) = notes.given_up
+    assert (failure.cell.seed, failure.attempts) == (3, 3)
+    assert failure.error == "the worker died (SIGKILL)"
+
+
+def test_a_worker_that_dies_once_costs_nothing():
+    notes = run("local", "crash_once", workers=1)
+    assert sorted(cell.seed for cell, _ in notes.found) == list(range(8))
+    assert notes.given_up == []
+
+
+@pytest.mark.parametrize("executor", ["local", "inline"])
+def test_an_exception_costs_its_cell_alone(executor):
+    notes = run(executor, "raise_on_seed_3")
+    assert len(notes.found) == 7
+    (failure,) = notes.given_up
+    assert failure.error == "RuntimeError: seed 3 is bad"
+
+
+@pytest.mark.parametrize(
+    ("runner", "says"),
+    [("short", "no good rows"), ("not_json", "no good rows"), ("other_key", "no good rows")],
+)
+def test_wrong_rows_are_failures(runner, says):
+    notes = run("inline", runner)
+    assert notes.found == []
+    assert len(notes.given_up) == 8
+    assert all(says in failure.error for failure in notes.given_up)
+
+
+def test_a_bad_argument_is_not_tried_again_and_again():
+    assert {failure.attempts for failure in run("inline", "bad_argument").given_up} == {2}
+
+
+def test_workers_get_their_share_of_the_cores():
+    before = os.environ.get("OMP_NUM_THREADS")
+    notes = run("local", "threads")
+    expected = {"OMP_NUM_THREADS": str(max(1, cores() // 2)), "OMP_WAIT_POLICY": "passive"}
+    assert all(found["versions"] == expected for _, found in notes.found)
+    assert os.environ.get("OMP_NUM_THREADS") == before
+
+
+def test_unknown_executor_and_runner():
+    with pytest.raises(ArgumentError, match="did you mean 'local'"):
+        find_executor("locl")
+    for name in ("fake_runner:none", "no_such_module:x", "fake_runner", ":"):
+        with pytest.raises(ArgumentError, match="no runner"):
+            find_executor("local")([CELLS], runner=name, workers=1, report=Notes())
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {here!r})
+from lotterykit.experiments.sweep import Sweep
+Sweep(dict(task="circle", method="snip", density=.1), seeds=4, runner="fake_runner:good").run(
+    workers=1, store={store!r})
+"""
+
+
+def test_a_script_without_main_guard_says_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(here=str(HERE), store=str(tmp_path / "s.sqlite")))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "if __name__ == '__main__':" in done.stderr
+    assert "workers die or hang before they begin" in done.stderr
+
+
+def test_what_has_arrived_is_reported_when_the_parent_stops():
+    class Stop(Notes):
+        def rows(self, cells, rows):
+            super().rows(cells, rows)
+            raise KeyboardInterrupt
+
+    notes, began = Stop(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        find_executor("local")(group(CELLS, 2), runner="fake_runner:slow", workers=2, report=notes)
+    assert len(notes.found) >= 2
+    assert time.monotonic() - began < 20
+
+
+def test_workers_that_never_start_end_the_sweep(monkeypatch):
+    monkeypatch.setattr("lotterykit.experiments.crew.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("lotterykit.experiments.crew.START_SECONDS", 0.0)
+    with pytest.raises(LotterykitError, match="before they begin"):
+        run("local", "endless")

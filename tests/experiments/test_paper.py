@@ -1,0 +1,81 @@
+"""Tests of `lotterykit.experiments.paper`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.paper import FIGURES, cells, quick, reduced
+from lotterykit.experiments.spec import METHODS
+from lotterykit.experiments.sweep import Sweep
+
+
+def test_quick_is_as_promised():
+    found = quick()
+    single = [c for c in found if c.pipeline == "single-shot" and c.method != "oracle"]
+    multi = [c for c in found if c.pipeline == "multi-shot" and c.method != "oracle"]
+    assert len(single) == 3 * 5 * 5 * 2
+    assert len(multi) == 5 * 5
+    assert {c.task for c in multi} == {"circle"}
+    assert len([c for c in found if c.method == "oracle"]) == 3 * 2 + 1
+    assert {c.density for c in single} == {0.01, 0.1, 0.5, 1.0, "truth"}
+
+
+def test_figure_3_is_the_papers_at_three_gains():
+    found = Counter((c.gain, c.method == "oracle") for c in FIGURES[3].cells())
+    for gain in (0.0, 0.5, 1.0):
+        assert found[gain, False] == 3 * 5 * 5 * 25
+        assert found[gain, True] == 3 * 25
+
+
+def test_figures_have_the_papers_settings():
+    def values(number, name):
+        return {getattr(c, name) for c in FIGURES[number].cells(seeds=1)}
+
+    assert {n: len(set(c.seed for c in FIGURES[n].cells())) for n in FIGURES} == {
+        3: 25, 4: 10, 7: 10, 9: 25, 10: 25, 11: 25, 12: 10, 13: 10, 14: 10, 15: 10,
+    }  # fmt: skip
+    assert values(7, "reset") == {"init", "never", "not-last"}
+    assert [values(n, "depth") for n in (9, 10, 11, 12, 13, 14)] == [{3}, {5}, {10}, {6}, {6}, {6}]
+    assert values(12, "width") == {1000}
+    assert values(13, "rounds") == {100}
+    assert values(13, "method") == {"synflow", "oracle"}
+    assert values(14, "noise") == {0.0, 0.001, 0.01, 0.1}
+    assert values(15, "scope") == {"local"}
+    assert [values(n, "pipeline") for n in (4, 7, 14, 15)] == [{"multi-shot"}] * 4
+
+
+def test_cells_of_all_figures_are_distinct_and_shared_ones_run_once():
+    everything = cells()
+    assert len(everything) == len({c.key() for c in everything})
+    assert len(everything) < sum(len(f.cells()) for f in FIGURES.values())  # figure 10 lies in figure 3
+
+
+def test_unknown_figure():
+    with pytest.raises(ArgumentError, match="unknown figure '8'"):
+        cells([8])
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_reduced_figures_keep_every_kind_of_cell(number):
+    small, whole = reduced(FIGURES[number]), FIGURES[number].cells(seeds=1)
+    kept = ("task", "gain", "pipeline", "depth", "scope", "reset", "noise")
+    for name in kept:
+        assert {getattr(c, name) for c in small} == {getattr(c, name) for c in whole}
+    assert {c.method for c in small} <= {*METHODS, "oracle"}
+    assert len(small) < len(whole)
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_each_figures_path_runs_at_a_reduced_size(number, tmp_path):
+    # One task and gain: the others differ in data alone, and the pipeline has its own tests.
+    found = [c for c in reduced(FIGURES[number]) if c.task == "circle" and c.gain == 1]
+    result = Sweep.of(found).run("inline", store=tmp_path / "runs.sqlite")
+    assert result.failed == []
+    assert [row["key"] for row in result.rows] == [c.key() for c in found]
+    for row in result.rows:
+        assert math.isfinite(row["metrics"]["after"]["accuracy"])
+        assert row["recovery"]["recall"] == 1 or row["spec"]["method"] != "oracle"

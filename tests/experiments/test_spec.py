@@ -1,0 +1,202 @@
+"""Tests of `lotterykit.experiments.spec`."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import random
+
+import pytest
+
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.spec import (
+    METHODS,
+    RESULTS_VERSION,
+    CellSpec,
+    Grid,
+    derive_seed,
+    group,
+    load_toml,
+)
+
+BASE = {"task": "circle", "method": "snip", "density": 0.1}
+
+
+def test_key_is_pinned_so_that_stored_rows_stay_found():
+    assert RESULTS_VERSION == 1
+    assert CellSpec(**BASE).key() == "f663bd9b45f71aafe3f52a071934c7fe29eef66aba65879cd54d31104e737f13"
+
+
+def test_default_fields_do_not_change_the_key():
+    cell = CellSpec(**BASE)
+    assert CellSpec(**cell.model_dump()).key() == cell.key()
+    assert CellSpec(**BASE, gain=1).key() == cell.key()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"density": 0.2}, {"density": "truth"}, {"gain": 0.0}, {"invert": True}, {"lr": 0.01}],
+)
+def test_any_other_value_changes_the_key(change):
+    assert CellSpec(**{**BASE, **change}).key() != CellSpec(**BASE).key()
+
+
+def test_key_depends_on_the_results_version(monkeypatch):
+    before = CellSpec(**BASE).key()
+    monkeypatch.setattr("lotterykit.experiments.spec.RESULTS_VERSION", 99)
+    assert CellSpec(**BASE).key() != before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method": "snipp"}, "did you mean 'snip'"),
+        ({"task": "cirle"}, "did you mean 'circle'"),
+        ({"widht": 3}, "did you mean 'width'"),
+        ({"pipeline": "multishot"}, "did you mean 'multi-shot'"),
+        ({"density": 0}, r"must lie in \(0, 1\], got 0"),
+        ({"density": 1.5}, "got 1.5"),
+        ({"density": float("nan")}, "got nan"),
+        ({"density": "thruth"}, "got 'thruth'"),
+        ({"density": True}, "got True"),
+        ({"depth": 2}, "depth must be greater than or equal to 3, got 2"),
+        ({"depth": "5"}, "depth must be a valid integer, got '5'"),
+        ({"gain": 2}, "gain must be less than or equal to 1, got 2"),
+        ({"seed": -1}, "got -1"),
+        ({"lr": float("inf")}, "got inf"),
+        ({"noise": 2.0}, "got 2.0"),
+        ({"method": "oracle"}, 'must be "truth"'),
+        ({"shots": 3}, 'pipeline "multi-shot" only'),
+    ],
+)
+def test_bad_values_are_one_clear_line(change, says):
+    with pytest.raises(ArgumentError, match=says) as caught:
+        CellSpec(**{**BASE, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_fields_are_named():
+    with pytest.raises(ArgumentError, match="method is missing"):
+        CellSpec(task="circle")
+
+
+def test_cells_are_frozen_hashable_and_picklable():
+    cell = CellSpec(**BASE)
+    assert pickle.loads(pickle.dumps(cell)) == cell
+    assert {cell: 1}[CellSpec(**BASE)] == 1
+    with pytest.raises(ValueError, match="frozen"):
+        cell.seed = 3
+
+
+def test_grid_adds_one_oracle_row_a_seed_and_setting():
+    grid = {
+        "task": ["circle", "helix"],
+        "method": list(METHODS),
+        "density": [0.1, "truth"],
+        "gain": [0.0, 1.0],
+    }
+    cells = Grid(grid=grid, seeds=3).cells()
+    oracles = [cell for cell in cells if cell.method == "oracle"]
+    assert len(oracles) == 2 * 2 * 3
+    assert len(cells) == 2 * 5 * 2 * 2 * 3 + len(oracles) == len({cell.key() for cell in cells})
+    assert all(cell.density == "truth" for cell in oracles)
+    assert not [c for c in Grid(grid=grid, seeds=3, oracle=False).cells() if c.method == "oracle"]
+
+
+def test_grid_of_both_pipelines_keeps_multi_shot_settings_to_multi_shot():
+    spec = {**BASE, "pipeline": ["single-shot", "multi-shot"], "shots": [2, 3]}
+    cells = Grid(spec=spec, oracle=False).cells()
+    assert sorted((c.pipeline, c.shots) for c in cells) == [
+        ("multi-shot", 2), ("multi-shot", 3), ("single-shot", 10),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"spec": {**BASE, "metod": 1}}, "did you mean 'method'"),
+        ({"spec": BASE, "seeds": 0}, "seeds"),
+        ({"spec": BASE, "seeds": True}, "seeds"),
+        ({"spec": BASE, "seeds": [1, -1]}, "got -1"),
+        ({"spec": {**BASE, "density": []}}, "density has no value"),
+        ({"spec": {**BASE, "seed": list(range(2000)), "width": list(range(1, 2000))}}, "at most"),
+        ({"spec": BASE, "seed": 2}, "did you mean 'seeds'"),
+        ({"spec": 3}, "spec must be"),
+    ],
+)
+def test_bad_grids_are_refused(values, says):
+    with pytest.raises(ArgumentError, match=says):
+        Grid(**values).cells()
+
+
+def test_toml_round_trip(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'seeds = [4, 7]\n[spec]\ntask = "relu"\n[grid]\nmethod = ["snip"]\ndensity = [1, 0.1, "truth"]\n'
+    )
+    cells = load_toml(path).cells()
+    assert {c.seed for c in cells} == {4, 7}
+    assert len(cells) == 2 * (3 + 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"seeds = [", "not valid TOML"),
+        (b"\xff\xfe\x00", "not valid TOML"),
+        (b"sed = 3", "did you mean 'seeds'"),
+        (b"[spec]\ntask='circle'\nmethod='snip'\ndensity=7\n", "got 7"),
+        (b"[spec]\ntask={a=1}\nmethod='snip'\ndensity=.7\n", "not valid TOML"),
+        (b"[spec]\ntask={a=1}\nmethod='snip'\ndensity=0.7\n", "unknown task"),
+        (b"[spec]\ntask=1979-05-27\nmethod='snip'\ndensity=0.7\n", "unknown task"),
+        (b"a=" + b"[" * 50_000, "not valid TOML"),
+        (b"#" * (2 << 20), "larger than"),
+    ],
+)
+def test_bad_toml_is_one_line_with_the_file_name(tmp_path, content, says):
+    path = tmp_path / "s.toml"
+    path.write_bytes(content)
+    with pytest.raises(ArgumentError, match=says) as caught:
+        load_toml(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_toml_that_is_missing_or_a_folder(tmp_path):
+    for path in (tmp_path, tmp_path / "no.toml"):
+        with pytest.raises(ArgumentError, match=str(path)):
+            load_toml(path)
+
+
+def test_mutated_toml_never_raises_anything_else(tmp_path):
+    good = b'seeds = 2\n[spec]\ntask = "relu"\ndepth = 5\n[grid]\nmethod = ["snip"]\ndensity = [1, "truth"]\n'
+    rng, path = random.Random(0), tmp_path / "s.toml"
+    for _ in range(300):
+        text = bytearray(good)
+        for _ in range(rng.randint(1, 4)):
+            text[rng.randrange(len(text))] = rng.randrange(256)
+        path.write_bytes(text)
+        with contextlib.suppress(ArgumentError):
+            load_toml(path).cells()
+
+
+def test_derived_seeds_are_stable_and_differ_by_role():
+    found = [derive_seed(seed, role) for seed in range(100) for role in ("data", "init")]
+    assert found[0] == 2822939810359331194
+    assert len(set(found)) == 200
+    assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_batches_share_shape_and_recipe_and_lose_nothing():
+    grid = {
+        "task": ["circle", "relu"], "method": list(METHODS), "density": [0.1, "truth"],
+        "pipeline": "multi-shot", "reset": ["init", "never"], "width": [50, 100],
+    }  # fmt: skip
+    cells = Grid(grid=grid, seeds=4).cells()
+    batches = group(cells, 16)
+    assert batches == group(cells, 16)
+    assert sorted(c.key() for b in batches for c in b) == sorted(c.key() for c in cells)
+    for batch in batches:
+        assert 1 <= len(batch) <= 16
+        assert len({(c.task, c.width, c.reset, c.recipe_key()) for c in batch}) == 1
+        assert batch == sorted(batch, key=lambda c: c.seed)

@@ -1,0 +1,256 @@
+"""Tests of `lotterykit.experiments.store`, `schema`, `lock` and `export`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+from fake_runner import row
+
+from lotterykit.errors import ArgumentError, StoreError
+from lotterykit.experiments.export import export
+from lotterykit.experiments.schema import SCHEMA_VERSION
+from lotterykit.experiments.spec import CellSpec, Grid
+from lotterykit.experiments.store import Store
+
+CELLS = Grid(spec={"task": "circle", "method": "snip", "density": [0.1, 0.5]}, seeds=3).cells()
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store with all `CELLS` done."""
+    path = tmp_path / "runs.sqlite"
+    with Store(path, write=True) as store:
+        store.plan(CELLS)
+        assert store.commit([row(cell) for cell in CELLS]) == len(CELLS)
+    return path
+
+
+def change(path, statement, *values):
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement, values)
+
+
+def test_rows_come_back_as_they_were(path):
+    with Store(path) as store:
+        assert [r["key"] for r in store.rows(CELLS)] == [cell.key() for cell in CELLS]
+        for found, cell in zip(store.rows(CELLS), CELLS, strict=True):
+            assert {**found, "times": 0} == {**row(cell), "times": 0}
+        assert len(list(store.rows())) == len(CELLS)
+        assert store.planned() == CELLS
+        assert store.done(CELLS) == (set(CELLS), {})
+        assert store.check() == []
+
+
+def test_nothing_lies_beside_a_closed_store(path):
+    with Store(path) as store:
+        list(store.rows())
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_good_row_is_never_replaced(path):
+    with Store(path, write=True) as store:
+        before = list(store.rows())
+        assert store.commit([{**row(CELLS[0]), "density": 0.77}]) == 0
+        assert list(store.rows()) == before
+
+
+def test_layers_keep_their_order(tmp_path):
+    names = ["0.weight", "2.weight", "10.weight"]
+    with Store(tmp_path / "s", write=True) as store:
+        store.commit([{**row(CELLS[0]), "kept": {name: [1, 2] for name in names}}])
+        assert list(next(store.rows())["kept"]) == names
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        ("UPDATE cells SET result = replace(result, '0.1', '0.2') WHERE key = ?", "digest"),
+        ("UPDATE cells SET digest = 'x' WHERE key = ?", "digest"),
+        ("UPDATE cells SET result = 'x' WHERE key = ?", "digest"),
+        ("UPDATE cells SET result = x'00ff' WHERE key = ?", "not text"),
+    ],
+)
+def test_a_damaged_row_is_not_done_and_is_replaced(path, tamper):
+    statement, says = tamper
+    change(path, statement, CELLS[0].key())
+    with Store(path, write=True) as store:
+        good, bad = store.done(CELLS)
+        assert good == set(CELLS[1:])
+        assert says in bad[CELLS[0]]
+        assert len(store.check()) == 1
+        assert len(list(store.rows())) == len(CELLS) - 1
+        assert store.commit([row(CELLS[0])]) == 1
+        assert store.done(CELLS) == (set(CELLS), {})
+
+
+def test_a_row_under_another_key_is_not_done(path):
+    change(path, "DELETE FROM cells WHERE key = ?", CELLS[0].key())
+    change(path, "UPDATE cells SET key = ? WHERE key = ?", CELLS[0].key(), CELLS[1].key())
+    with Store(path) as store:
+        assert CELLS[0] in store.done(CELLS)[1]
+
+
+@pytest.mark.parametrize("bad", [{"density": float("nan")}, {"key": "0" * 64}, {"spec": {}}, {"x": {1, 2}}])
+def test_a_bad_row_is_refused_whole(path, bad):
+    new = CellSpec(**{**CELLS[0].model_dump(), "seed": 99})
+    with Store(path, write=True) as store:
+        with pytest.raises(StoreError, match="not a result row"):
+            store.commit([row(new), {**row(CELLS[0]), **bad}])
+        assert store.done([new]) == (set(), {})
+
+
+def test_failures_are_kept_until_the_cell_is_done(tmp_path):
+    with Store(tmp_path / "s", write=True) as store:
+        store.fail(CELLS[0], "why", 3)
+        assert store.failures() == {CELLS[0].key(): ("why", 3)}
+        store.commit([row(CELLS[0])])
+        assert store.failures() == {}
+
+
+def test_reading_cannot_write(path):
+    with Store(path) as store, pytest.raises(StoreError, match="opened for reading"):
+        store.plan(CELLS)
+
+
+def refused(path, says, *, modes=(False, True)):
+    """Opening `path` is refused in one line, and neither it nor its folder changes."""
+    before = path.read_bytes() if path.is_file() else None
+    beside = sorted(os.listdir(path.parent)) if path.parent.is_dir() else None
+    for write in modes:
+        with pytest.raises(StoreError, match=says) as caught:
+            Store(path, write=write)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert (sorted(os.listdir(path.parent)) if path.parent.is_dir() else None) == beside
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"SQLite format 3\0" + b"\xff" * 200, os.urandom(5000)])
+def test_files_that_are_no_store(tmp_path, content):
+    (tmp_path / "s").write_bytes(content)
+    refused(tmp_path / "s", "not a lotterykit store")
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_foreign_sqlite_files(tmp_path, mode):
+    path = tmp_path / "s"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+        db.execute("CREATE TABLE cells (key)")
+        db.commit()
+    refused(path, "not a lotterykit store")
+
+
+def test_store_without_its_tables(path):
+    change(path, "DROP TABLE plan")
+    refused(path, "lacks plan")
+
+
+def test_store_of_a_newer_version(path):
+    change(path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    refused(path, "newer lotterykit")
+
+
+def test_truncated_and_overwritten_stores(path):
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4096] + os.urandom(8192) + whole[12288:]):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError) as caught, Store(path, write=True) as store:
+            list(store.rows(CELLS))
+        assert "\n" not in str(caught.value)
+        assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("where", ["no/such/folder/s", "file/s", ".", "/proc/s", "a\0b"])
+def test_unusable_paths(tmp_path, where):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError) as caught:
+        Store(tmp_path / where, write=True)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(path):
+    path.parent.chmod(0o555)
+    try:
+        with Store(path) as store:
+            assert len(list(store.rows())) == len(CELLS)
+        refused(path, "locked", modes=(True,))
+        refused(path.with_name("new"), "not writable", modes=(True,))
+    finally:
+        path.parent.chmod(0o755)
+
+
+def test_reading_what_is_missing_creates_nothing(tmp_path):
+    refused(tmp_path / "s", "no such store", modes=(False,))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_writer_is_refused_in_and_across_processes(path):
+    code = "import sys; from lotterykit.experiments.store import Store; Store(sys.argv[1], write=True)"
+    with Store(path, write=True) as store:
+        with pytest.raises(StoreError, match="another process"):
+            Store(path, write=True)
+        command = [sys.executable, "-c", code, path]
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"another process ({os.getpid()}) is writing to it" in other.stderr
+        with Store(path) as reader:
+            assert len(list(reader.rows())) == len(CELLS)
+        store.plan(CELLS)
+    Store(path, write=True).close()
+
+
+def test_a_writer_that_lost_its_lock_cannot_write(path):
+    late = Store(path, write=True)
+    path.with_name(path.name + ".lock").unlink()  # someone clears away what looks like a leftover
+    with Store(path, write=True), pytest.raises(StoreError, match="taken over"):
+        late.commit([row(CELLS[0])])
+    late.close()
+
+
+def test_a_lock_file_left_by_a_killed_writer_does_not_matter(path):
+    path.with_name(path.name + ".lock").write_text("12345")
+    Store(path, write=True).close()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_disk_full_is_one_line_and_keeps_earlier_rows(path):
+    new = [CellSpec(**{**CELLS[0].model_dump(), "seed": seed}) for seed in range(100, 160)]
+    with Store(path, write=True) as store:
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        with pytest.raises(StoreError, match="full"):
+            store.commit([row(cell) for cell in new])
+        assert len(list(store.rows())) == len(CELLS)
+    with Store(path, write=True) as store:
+        assert store.commit([row(cell) for cell in new]) == len(new)
+
+
+def test_export_csv(path, tmp_path):
+    with Store(path) as store:
+        assert export(store, tmp_path / "out.csv") == len(CELLS)
+    lines = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert len(lines) == len(CELLS)
+    assert {line["spec.density"] for line in lines} == {"0.1", "0.5", "truth"}
+    assert all(0 <= float(line["metrics.after.accuracy"]) <= 1 for line in lines)
+
+
+def test_export_json_lines_holds_whole_rows(path, tmp_path):
+    with Store(path) as store:
+        export(store, tmp_path / "out.jsonl")
+        assert list(map(json.loads, (tmp_path / "out.jsonl").open())) == list(store.rows())
+
+
+@pytest.mark.parametrize("name", ["out.xlsx", "out", "no/such/out.csv"])
+def test_export_refuses_in_one_line(path, name):
+    with Store(path) as store, pytest.raises((ArgumentError, StoreError), match=name):
+        export(store, path.parent / name)
+    assert os.listdir(path.parent) == [path.name]

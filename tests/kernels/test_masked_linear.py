@@ -1,0 +1,153 @@
+"""The Triton kernels without a GPU: in the interpreter against float64, and compiled ahead of time."""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+HERE = Path(__file__).parent
+FORWARD, DX, DW = 0, 1, 2
+
+
+def run_python(*arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_interpreter_against_float64():
+    seed = secrets.randbits(31)
+    out = run_python(str(HERE / "masked_linear_cases.py"), "200", str(seed), TRITON_INTERPRET="1")
+    result = json.loads(out.splitlines()[-1])
+    assert result["cases"] == 200
+    assert result["failures"] == [], f"seed {seed}"
+
+
+PUBLIC = """
+import torch
+from lotterykit.ops import dispatch
+from lotterykit.ops.masked_linear import masked_linear, masked_linear_reference, sample_inputs
+for number, sample in enumerate(sample_inputs(dtype=torch.float32, requires_grad=True)):
+    x, weight, mask, bias = sample
+    with dispatch.use_backend("triton"):
+        y = masked_linear(x, weight, mask, bias)
+        assert "triton: chosen" in dispatch.explain("masked_linear", *sample)
+    want = masked_linear_reference(x, weight, mask, bias)
+    torch.testing.assert_close(y, want)
+    inputs = [t for t in sample if t is not None and t.requires_grad]
+    g = torch.randn_like(y)
+    with dispatch.use_backend("triton"):
+        got = torch.autograd.grad(y, inputs, g)
+    for a, b in zip(got, torch.autograd.grad(want, inputs, g), strict=True):
+        torch.testing.assert_close(a, b)
+print("done")
+"""
+
+
+def test_public_op_through_the_interpreter():
+    assert "done" in run_python("-c", PUBLIC, TRITON_INTERPRET="1")
+
+
+def compiled(capability, mode, dtype, batch, *, tf32=False, n_in=4096, n_out=4096, monkeypatch):
+    """The kernel for one product of the given sizes, compiled as a launch would specialise it."""
+    from lotterykit.kernels import masked_linear as kernels
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setattr(kernels, "_tf32_allowed", lambda: tf32)
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    bits = torch.empty(n_out, -(-n_in // 8), dtype=torch.uint8, device="meta")
+    x, g, weight = empty(batch, n_in), empty(batch, n_out), empty(n_out, n_in)
+    a, b, c = {
+        FORWARD: (weight, x.T, g.T),
+        DX: (weight.T, g.T, x.T),
+        DW: (empty(n_out, batch), empty(n_in, batch).T, weight) if tf32 else (g.T, x, weight),
+    }[mode]
+    bias = empty(n_out) if mode == FORWARD else None
+    _, values, config = kernels.arguments(mode, a, b, bits, bias, c)
+    function = kernels.masked_product
+    signature, constants, attributes = {}, {}, {}
+    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
+    for place, name in enumerate(function.arg_names):
+        value = values[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = names[value.dtype]
+        elif function.params[place].is_constexpr or value == 1:
+            signature[name] = "constexpr"
+            constants[(place,)] = value
+        else:
+            signature[name] = "i32"
+        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, attributes)
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(kernel, folder):
+    """Registers, stack bytes and local memory of the machine code."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("triton carries no cuobjdump here")
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    out = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
+
+
+MODES = pytest.mark.parametrize("mode", [FORWARD, DX, DW], ids=["forward", "dx", "dw"])
+TYPES = pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True), (torch.float32, False)],
+    ids=["bf16", "fp16", "tf32", "fp32"],
+)
+
+
+@MODES
+@TYPES
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_without_a_stack_frame(capability, dtype, tf32, mode, tmp_path, monkeypatch):
+    kernel = compiled(capability, mode, dtype, 512, tf32=tf32, monkeypatch=monkeypatch)
+    used = resources(kernel, tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
+    assert kernel.metadata.shared <= 99 * 1024
+
+
+@MODES
+@TYPES
+@pytest.mark.parametrize("batch", [8, 512])
+def test_hopper_uses_its_matrix_units(dtype, tf32, mode, batch, monkeypatch):
+    ptx = compiled(90, mode, dtype, batch, tf32=tf32, monkeypatch=monkeypatch).asm["ptx"]
+    if dtype == torch.float32 and not tf32:
+        assert "mma" not in ptx  # full precision has no matrix unit
+        return
+    assert "wgmma.mma_async" in ptx
+    if mode != DW:
+        from_registers = re.findall(r"wgmma\.mma_async\S+ *\{[^}]*\}, *\{", ptx)
+        assert len(from_registers) == len(re.findall(r"wgmma\.mma_async", ptx))
+    assert ptx.count("cp.async.c") > 0  # loads are pipelined through shared memory
+
+
+@MODES
+def test_odd_sizes_and_64_bit_offsets_compile(mode, monkeypatch, tmp_path):
+    for sizes in ({"batch": 37, "n_in": 101, "n_out": 53}, {"batch": 512, "n_in": 2**16, "n_out": 2**16}):
+        kernel = compiled(90, mode, torch.bfloat16, monkeypatch=monkeypatch, **sizes)
+        assert resources(kernel, tmp_path)["STACK"] == 0

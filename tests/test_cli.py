@@ -1,0 +1,224 @@
+"""Tests of `lotterykit.cli`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from lotterykit import __version__
+from lotterykit.cli import invoke
+from lotterykit.experiments.schema import SCHEMA_VERSION
+
+RUNNERS = Path(__file__).parent / "experiments"
+
+
+def sweep(**flags):
+    """A small sweep, with `flags` changed or added."""
+    given = {"task": "circle", "method": "snip,random", "density": ".1,truth", "seeds": "2"} | flags
+    return ["sweep", "run", *(word for name, text in given.items() for word in (f"--{name}", text))]
+
+
+SWEEP = sweep()
+FAKE = ["--runner", "fake_runner:good", "--executor", "inline"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(RUNNERS))
+    monkeypatch.setenv("LOTTERYKIT_TEST_LOG", str(tmp_path / "log"))
+    return tmp_path
+
+
+def refused(capsys, *command):
+    """The one line on stderr of a command that ends with status 2."""
+    assert invoke([str(word) for word in command]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("lotterykit: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["swep"], 'Did you mean "sweep"'),
+        (["sweep", "rum"], 'Did you mean "run"'),
+        (["sweep", "run", "--taks", "circle"], "Did you mean --task"),
+        (["sweep", "run"], "nothing to run"),
+        (["sweep", "run", "no.toml"], "no.toml: No such file"),
+        (["sweep", "run", "--task", "circle"], "method is missing"),
+        (sweep(method="snipp"), "did you mean 'snip'"),
+        (sweep(task="cirle"), "did you mean 'circle'"),
+        (sweep(density="0"), "must lie in (0, 1], got 0"),
+        (sweep(density=".1,1.5"), "got 1.5"),
+        (sweep(density="-.5"), "got -0.5"),
+        (sweep(depth="2"), "greater than or equal to 3, got 2"),
+        (sweep(depth="x"), "valid integer, got 'x'"),
+        (sweep(task="helix", width="20"), "30 wide, its mother only 20"),
+        (sweep(seeds="0"), "seeds"),
+        (sweep(workers="0"), "workers must be"),
+        (sweep(workers="x"), "--workers"),
+        (sweep(executor="loca"), "did you mean 'local'"),
+        (sweep(runner="nowhere:run"), "no runner"),
+        (sweep(store="no/such/runs.sqlite"), "no/such does not exist"),
+        (sweep(store="."), "is a directory"),
+        (["sweep", "status", "no.sqlite"], "no such store"),
+        (["sweep", "resume", "no.sqlite"], "no such store"),
+        (["sweep", "export", "no.sqlite", "out.csv"], "no such store"),
+        (["report", "no.sqlite"], "no such store"),
+        (["reproduce", "plant-n-sek"], "did you mean 'plant-n-seek'"),
+        (["reproduce", "plant-n-seek", "--figure", "8"], "unknown figure '8'"),
+        (["reproduce", "plant-n-seek", "--figure", "x"], "--figure"),
+        (["reproduce", "plant-n-seek", "--quick", "--figure", "3"], "exclude each other"),
+        (["reproduce", "plant-n-seek", "--quick", "--out", "/proc/x/y"], "/proc/x/y"),
+        (["list", "method"], "did you mean 'methods'"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_nothing_written(capsys, folder, command, says):
+    assert says in refused(capsys, *command)
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("command", ["run", "status", "resume", "export", "report"])
+@pytest.mark.parametrize("kind", ["text", "foreign", "newer", "cut"])
+def test_bad_stores_are_refused_untouched(capsys, folder, command, kind):
+    path = folder / "s.sqlite"
+    if kind == "text":
+        path.write_text("x" * 5000)
+    elif kind == "foreign":
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE t (x)")
+    else:
+        assert invoke([*SWEEP, *FAKE, "--store", str(path)]) == 0
+        capsys.readouterr()
+        if kind == "newer":
+            with closing(sqlite3.connect(path)) as db:
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        else:
+            path.write_bytes(path.read_bytes()[:6000])
+    before = path.read_bytes()
+    words = {
+        "run": [*SWEEP, *FAKE, "--store", path],
+        "export": ["sweep", "export", path, "out.csv"],
+        "report": ["report", path],
+    }.get(command, ["sweep", command, path])
+    assert "s.sqlite" in refused(capsys, *words)
+    assert path.read_bytes() == before
+    assert [name for name in os.listdir(folder) if not name.startswith("s.sqlite")] == []
+
+
+def test_run_status_resume_export(capsys, folder):
+    assert invoke([*SWEEP, *FAKE]) == 0
+    assert "forecast for 10 cells: about" in capsys.readouterr().out
+    assert invoke([*SWEEP, *FAKE]) == 0
+    assert "0 cells run in 1 s, 10 reused" in capsys.readouterr().out
+    assert invoke(["sweep", "status", "runs.sqlite"]) == 0
+    assert "10 of 10 cells done, 0 damaged, 0 failed" in capsys.readouterr().out
+    with closing(sqlite3.connect("runs.sqlite")) as db, db:
+        db.execute("DELETE FROM cells WHERE rowid <= 3")
+        db.execute("UPDATE cells SET digest = '' WHERE rowid = 4")
+    assert invoke(["sweep", "status", "runs.sqlite"]) == 0
+    out = capsys.readouterr().out
+    assert "6 of 10 cells done, 1 damaged" in out
+    assert "lotterykit sweep resume runs.sqlite" in out
+    assert invoke(["sweep", "resume", "runs.sqlite", *FAKE]) == 0
+    out, err = capsys.readouterr()
+    assert "4 cells run" in out
+    assert "its row was damaged" in err
+    assert invoke(["sweep", "export", "runs.sqlite", "out.csv"]) == 0
+    assert len((folder / "out.csv").read_text().splitlines()) == 11
+
+
+def test_flags_win_over_the_toml_file(capsys, folder):
+    (folder / "s.toml").write_text(
+        'seeds = 3\n[spec]\ntask = "relu"\n[grid]\nmethod = ["snip"]\ndensity = [0.1, 0.5]\n'
+    )
+    assert invoke(["sweep", "run", "s.toml", "--density", ".2", "--no-oracle", *FAKE]) == 0
+    assert "3 cells run" in capsys.readouterr().out
+
+
+def test_failed_cells_give_status_1(capsys, folder):
+    command = sweep(seeds="2,3", executor="inline", epochs="1")
+    assert invoke([*command, "--runner", "fake_runner:raise_on_seed_3"]) == 1
+    assert "RuntimeError: seed 3 is bad" in capsys.readouterr().err
+    assert invoke(["sweep", "status", "runs.sqlite"]) == 0
+    assert "5 failed" in capsys.readouterr().out
+    assert invoke(["sweep", "resume", "runs.sqlite", *FAKE]) == 0
+
+
+def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):
+    pytest.importorskip("matplotlib")
+    command = ["reproduce", "plant-n-seek", "--figure", "13", "--runner", "fake_runner:good"]
+    assert invoke(command) == 0
+    out = capsys.readouterr().out
+    assert "forecast for 120 cells" in out
+    assert "report: " in out
+    assert (folder / "plant-n-seek" / "index.html").exists()
+    assert invoke([*command, "--dry-run"]) == 0
+    assert "0 cells" in capsys.readouterr().out
+    assert invoke(command) == 0
+    assert "120 of 120 cells are done already" in capsys.readouterr().out
+    assert invoke(["report", "plant-n-seek.sqlite", "--out", "again"]) == 0
+    assert (folder / "again" / "index.html").exists()
+
+
+def test_lists_name_everything(capsys):
+    for what, names in (("methods", "synflow"), ("tasks", "helix"), ("figures", "Varying noise")):
+        assert invoke(["list", what]) == 0
+        assert names in capsys.readouterr().out
+
+
+def test_doctor_says_something(capsys):
+    assert invoke(["doctor"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_help_and_version_load_nothing_heavy():
+    code = (
+        "import sys; from lotterykit.cli import invoke; code = invoke(sys.argv[1:]);"
+        "print(code, [m for m in ('torch', 'matplotlib', 'pydantic', 'numpy') if m in sys.modules])"
+    )
+    for words in (["--help"], ["sweep", "run", "--help"], ["reproduce", "--help"], ["--version"]):
+        done = python("-c", code, *words)
+        assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+    assert python("-m", "lotterykit", "--version").stdout.strip() == __version__
+
+
+def test_bad_input_in_a_process_of_its_own():
+    done = python("-m", "lotterykit", "sweep", "status", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "lotterykit: nowhere: no such store\n"
+
+
+def test_ctrl_c_is_status_130_with_a_hint(folder):
+    words = [*SWEEP, "--runner", "fake_runner:endless", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lotterykit", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(RUNNERS)},
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not (folder / "log").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)  # both workers are under way
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "stopped; go on with: lotterykit sweep resume runs.sqlite\n"
+    assert sorted(os.listdir(folder)) == ["log", "runs.sqlite"]
