@@ -24,7 +24,7 @@ namespace {
 constexpr int32_t block_length = 32768;         // 128 KiB of floats: a block's scores and mask stay in L2
 constexpr int64_t candidate_limit = 4 << 20;    // bounds the extra memory at 50 MB (f32), whatever the input
 constexpr int64_t sample_all_below = 8192;      // so few that sampling them does not pay
-constexpr int64_t entries_per_thread = 1 << 17;  // fewer take less time than waking a thread
+constexpr int64_t entries_per_thread = 1 << 19;  // about 100 us of work: fewer do not pay for waking a thread
 constexpr int digit_bits = 11;
 constexpr auto poll_interval = std::chrono::milliseconds(20);
 
@@ -309,7 +309,7 @@ class Selection {
     int64_t need = k;
     for (const Share& share : shares) need -= share.kept;
     if (need < 0 || need > total) return false;
-    if (need > 0) patch(shares, threshold(shares, need, low, high), total < entries_per_thread ? 1 : threads_);
+    if (need > 0) patch(shares, threshold(shares, need, low, high), total < (1 << 17) ? 1 : threads_);
     return !watch_.stopped();
   }
 

@@ -33,11 +33,12 @@ SCORED_PER_OUTPUT = 10  # samples scored a class (or output), as P0's code: prun
 
 @dataclass
 class Hidden:
-    """A planted mother with its data: what all methods and densities of one seed share."""
+    """A planted mother with its data: what the `cells` of one seed and setting in a batch share."""
 
     split: Split
     planted: Planted
     seconds: float
+    cells: int = 0
 
 
 @dataclass
@@ -71,6 +72,7 @@ def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None
         if key not in planted:
             planted[key] = hide(cell)
         hidden = planted[key]
+        hidden.cells += 1
         network = copy.deepcopy(hidden.planted.network)
         searches.append(Search(cell, hidden, network, Masks.from_model(network), []))
     looking = [search for search in searches if _shots(search.cell)]
@@ -93,7 +95,7 @@ def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None
             samples=s.samples,
             weights=(w, r.weights),
             curve=r.curve,
-            times={"plant": s.hidden.seconds, "score": s.seconds, "train": s.train_seconds},
+            times={"plant": s.hidden.seconds / s.hidden.cells, "score": s.seconds, "train": s.train_seconds},
         )
         for s, b, a, w, r in zip(searches, before, after, start, results, strict=True)
     ]

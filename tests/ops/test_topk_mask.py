@@ -135,14 +135,14 @@ def large_scores(kind: str, n: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", ["normal", "zeros", "constant", "sorted", "periodic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_blocks_threads_and_instruction_sets_agree(kind, dtype):
-    scores = large_scores(kind, 700_003, dtype)
+    scores = large_scores(kind, 1_700_003, dtype)
     within = [torch.rand(s.shape) < 0.6 for s in scores]
     before = torch.get_num_threads()
     try:
         for density, inside in [(0.001, None), (0.1, None), (0.5, within), (0.9, None)]:
             expected = topk_mask_reference(scores, density=density, seed=3, within=inside)
             k = sum(int(m.sum()) for m in expected)
-            assert k == round(density * 700_003)
+            assert k == round(density * 1_700_003)
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 for isa in ISA:
