@@ -154,10 +154,12 @@ def forced_backend(op: str) -> str | None:
 def select(call: Call) -> Route:
     """The first route that serves `call`; raises `BackendError` with a reason per route where none does."""
     forced = forced_backend(call.op)
+    considered = []
     for route, reason in _considered(call, forced):
         if reason is None:
             return route
-    lines = [f"  {route.backend}: {reason}" for route, reason in _considered(call, forced)]
+        considered.append((route, reason))
+    lines = [f"  {route.backend}: {reason}" for route, reason in considered]
     wanted = f"backend {forced!r} was forced but" if forced else "no backend"
     raise BackendError(f"{call.op}: {wanted} cannot serve {_words(call)}\n" + "\n".join(lines))
 
@@ -193,16 +195,13 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     return "\n".join(lines)
 
 
-def _considered(call: Call, forced: str | None) -> list[tuple[Route, str | None]]:
+def _considered(call: Call, forced: str | None) -> Iterator[tuple[Route, str | None]]:
     from lotterykit.ops.routes import ROUTES
 
-    rows: list[tuple[Route, str | None]] = []
-    for route in (r for r in ROUTES if r.op == call.op):
-        if forced and route.backend != forced:
-            rows.append((route, f"{forced!r} is forced"))
-        else:
-            rows.append((route, route.refusal(call, forced=forced is not None)))
-    return rows
+    for route in ROUTES:
+        if route.op == call.op:
+            other = forced is not None and route.backend != forced
+            yield route, f"{forced!r} is forced" if other else route.refusal(call, forced=forced is not None)
 
 
 def _words(call: Call) -> str:
