@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -128,12 +128,16 @@ class Masks(Mapping[str, Tensor]):
         return Masks({name: live[name] for name, _ in masks})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file (atomically: temporary file, fsync, rename)."""
+        """Write a safetensors file (atomically: temporary file, fsync, rename). Raises `ArgumentError`
+        where `path` cannot be written."""
         data = safetensors.torch.save(
             {n: m.contiguous() for n, m in self.items()},
             metadata={"format": FORMAT, "order": "\n".join(self)},
         )
-        write_atomically(Path(path), data)
+        try:
+            write_atomically(Path(path), data)
+        except OSError as error:
+            raise ArgumentError(f"cannot write masks to {path}: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
@@ -155,22 +159,25 @@ def prunable_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(parameter-name prefix, layer) of each Linear and Conv layer, plain or masked, in order, each once.
 
     Subclasses of the torch layers are left out unless they carry a `weight_mask`: their forward is theirs.
+    Raises `ArgumentError` where there is none, and for two layers that share one weight.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = False
+    weights: dict[object, str] = {}
     for name, layer in model.named_modules():
         if type(layer) in kinds or (isinstance(layer, kinds) and hasattr(layer, "weight_mask")):
-            found = True
+            first = weights.setdefault(layer._parameters.get("weight", layer), name)
+            if first != name:
+                raise ArgumentError(f"layers {first!r} and {name!r} share one weight: untie them to prune")
             yield (f"{name}." if name else ""), layer
-    if not found:
+    if not weights:
         raise ArgumentError(f"{type(model).__name__} has no Linear or Conv layer to prune")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a crash."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import lotterykit
+
 ROOT = Path(__file__).parent.parent
 SIBLINGS = {"nn", "ops", "mask", "errors"}
 # room -> the rooms of ours it may import (its own always)
@@ -65,6 +67,8 @@ def violations(room: str, source: str) -> list[str]:
         first, *rest = name.split(".")
         if first == "lotterykit":
             other = rest[0] if rest else ""
+            if other in lotterykit._NAMES:  # handed on lazily: the room is where it stands
+                other = lotterykit._NAMES[other].split(":")[0].split(".")[1]
             known = other in ALLOWED
             if known and other != room and other not in ALLOWED[room]:
                 found.append(f"{room} imports {name}")
@@ -102,6 +106,7 @@ def test_only_routes_names_a_kernel() -> None:
         ("reports", "import torch"),
         ("training", "def f():\n    from lotterykit.pruning import scores"),
         ("mask", "from lotterykit import experiments"),
+        ("pruning", "from lotterykit import plant"),
     ],
 )
 def test_a_broken_rule_is_seen(room: str, source: str) -> None:

@@ -24,8 +24,9 @@ from lotterykit.planting.plant import Planted, plant
 from lotterykit.planting.targets import TARGETS
 from lotterykit.pruning.prune import Pruner, Round
 from lotterykit.pruning.schedules import density_after
+from lotterykit.pruning.scores import SCORES
 from lotterykit.training.recipe import Recipe, Split, fitted_scale, loss_value, metrics
-from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
+from lotterykit.training.replicas import RunResult, RunSpec, one_thread, train_replicas
 from lotterykit.training.single import predict
 
 SCORED_PER_OUTPUT = 10  # samples scored a class (or output), as P0's code: prune-dataset-ratio 10
@@ -43,7 +44,8 @@ class Hidden:
 
 @dataclass
 class Search:
-    """One cell on its way: the network it prunes, the masks so far, and what each round left."""
+    """One cell on its way: the network it prunes, the masks so far, what each round left, and the
+    optimizer's state where training goes on."""
 
     cell: CellSpec
     hidden: Hidden
@@ -53,6 +55,7 @@ class Search:
     seconds: float = 0.0
     train_seconds: float = 0.0
     samples: int = 0
+    optimizer: dict[str, Tensor] | None = None
 
 
 def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None = None) -> list[dict]:
@@ -61,10 +64,16 @@ def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None
     The cells must share pipeline, task, depth, width and recipe (`spec.group` sees to it): they train
     side by side. Raises `ArgumentError` otherwise.
     """
+    if not cells:
+        return []
     shapes = {(c.pipeline, c.task, c.depth, c.width, c.recipe_key()) for c in cells}
     if len(shapes) > 1:
         raise ArgumentError(f"the cells of a batch must share shape and recipe, got {len(shapes)} kinds")
-    done = _counter(cells, progress)
+    with one_thread():  # rows must not depend on how many threads a worker has
+        return _run(cells, _counter(cells, progress))
+
+
+def _run(cells: list[CellSpec], done: Callable[[int], None]) -> list[dict]:
     planted: dict[object, Hidden] = {}
     searches = []
     for cell in cells:
@@ -80,10 +89,10 @@ def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None
         multi_shot(looking, done)
     for search in searches:
         if not _shots(search.cell):
-            prune_once(search, _density(search), search.cell.rounds)
+            prune_once(search, _density(search))
     before = [_evaluate(s.network, s.masks, s.hidden) for s in searches]
     start = [_state(s.network) for s in searches]
-    results = _train(searches, searches[0].cell.epochs if cells else 0, "final", done, None)
+    results = _train(searches, cells[0].epochs, "final", done)
     after = [_evaluate_result(r, s) for r, s in zip(results, searches, strict=True)]
     return [
         result_row(
@@ -115,20 +124,20 @@ def hide(cell: CellSpec) -> Hidden:
     return Hidden(split, planted, time.perf_counter() - began)
 
 
-def prune_once(search: Search, density: float, rounds: int) -> None:
-    """Prune `search.network` to `density` by its method, in `rounds` scoring rounds; extends the masks."""
+def prune_once(search: Search, density: float) -> None:
+    """Prune `search.network` to `density` by its method, in the cell's scoring rounds."""
     cell, began = search.cell, time.perf_counter()
     if cell.method == "oracle":
         search.masks = search.hidden.planted.ticket
     else:
         batch = _scored_batch(cell, search.hidden.split)
         pruner = Pruner(
-            search.network, cell.method, density=density, rounds=rounds, scope=cell.scope, data=[batch],
+            search.network, cell.method, density=density, rounds=cell.rounds, scope=cell.scope, data=[batch],
             loss_fn=_loss_fn(cell), invert=cell.invert, seed=derive_seed(cell.seed, f"prune {density!r}"),
         )  # fmt: skip
-        for _ in range(rounds):
+        for _ in range(cell.rounds):
             search.masks = pruner.step()
-        search.samples = len(batch[0])
+        search.samples = len(batch[0]) if SCORES[cell.method].reads_data else 0
         search.rounds += pruner.history
     search.seconds += time.perf_counter() - began
 
@@ -141,17 +150,16 @@ def multi_shot(searches: list[Search], done: Callable[[int], None]) -> None:
     """
     cell = searches[0].cell
     init = [_state(search.network) for search in searches]
-    carried: list[RunResult] | None = None
     for number in range(1, cell.shots + 1):
-        trained = _train(searches, cell.shot_epochs, f"shot {number}", done, carried)
-        for search, result in zip(searches, trained, strict=True):
-            _load(search.network, result.weights)
-            density = density_after("exponential", end=_density(search), round=number, rounds=cell.shots)
-            prune_once(search, density, search.cell.rounds)
+        trained = _train(searches, cell.shot_epochs, f"shot {number}", done)
         resets = cell.reset == "init" or (cell.reset == "not-last" and number < cell.shots)
-        carried = None if resets else trained
-        if resets:
-            for search, weights in zip(searches, init, strict=True):
+        for search, weights, result in zip(searches, init, trained, strict=True):
+            _load(search.network, result.weights)
+            prune_once(
+                search, density_after("exponential", end=_density(search), round=number, rounds=cell.shots)
+            )
+            search.optimizer = None if resets else result.optimizer
+            if resets:
                 _load(search.network, weights)
 
 
@@ -160,10 +168,9 @@ def _train(
     epochs: int,
     part: str,
     done: Callable[[int], None],
-    carried: list[RunResult] | None,
 ) -> list[RunResult]:
     specs = []
-    for i, search in enumerate(searches):
+    for search in searches:
         cell = search.cell
         recipe = Recipe(_loss(cell), epochs=epochs, batch_size=cell.batch_size, lr=cell.lr)
         weights = _state(search.network)
@@ -179,7 +186,7 @@ def _train(
                 weights=weights,
                 masks=search.masks,
                 seed=derive_seed(cell.seed, f"order {part}"),
-                optimizer=carried[i].optimizer if carried else None,
+                optimizer=search.optimizer,
             )
         )
     began = time.perf_counter()

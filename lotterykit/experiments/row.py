@@ -71,7 +71,7 @@ def result_row(
 
 
 def ticket_edges(live: Masks, before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The live part of a ticket as lists, None where it has more than `MOST_EDGES` weights.
+    """The live part of a ticket as lists, None where it has more than `MOST_EDGES` weights or diverged.
 
     {"widths": [...], "edges": [[layer, out, in, weight before, after], ...],
     "biases": [[layer, out, bias before, after], ...]}
@@ -85,6 +85,8 @@ def ticket_edges(live: Masks, before: dict[str, Tensor], after: dict[str, Tensor
         bias = name.removesuffix("weight") + "bias"
         for out in mask.any(1).nonzero().flatten().tolist():
             biases.append([layer, out, float(before[bias][out]), float(after[bias][out])])
+    if not all(map(math.isfinite, [value for row in (*edges, *biases) for value in row])):
+        return None
     shapes = [tuple(mask.shape) for mask in live.values()]
     return {"widths": [shapes[0][1], *(shape[0] for shape in shapes)], "edges": edges, "biases": biases}
 

@@ -1,8 +1,9 @@
 """Pruning: scores, schedules and exact counts."""
 
+from lotterykit.pruning.flow import live_weights
 from lotterykit.pruning.prune import Pruner, Round, prune_
 from lotterykit.pruning.schedules import SCHEDULES, after_levels, density_after
-from lotterykit.pruning.scores import SCORES, live_weights, scores
+from lotterykit.pruning.scores import SCORES, scores
 
 __all__ = [
     "SCHEDULES",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_
 from lotterykit.mask import Masks, prunable_layers
 from lotterykit.nn.convert import convert_
 from lotterykit.ops.topk_mask import topk_mask
+from lotterykit.pruning.flow import live_weights
 from lotterykit.pruning.schedules import SCHEDULES, density_after
-from lotterykit.pruning.scores import SCORES, Batches, LossFn, ScoreFn, live_weights, scores
+from lotterykit.pruning.scores import SCORES, Batches, LossFn, ScoreFn, scores
 
 SCOPES = ("global", "local")
 DEFAULT_ROUNDS = {"synflow": 100}  # Tanaka et al.; every other method scores once
@@ -24,7 +26,8 @@ DEFAULT_ROUNDS = {"synflow": 100}  # Tanaka et al.; every other method scores on
 @dataclass(frozen=True)
 class Round:
     """What one round left: density over the pruned set; `empty_layers`: weights with nothing kept;
-    `no_live_path`: no kept path from input to output (None where the input's shape is unknown)."""
+    `no_live_path`: no kept path from input to output (None where that cannot be told: the input's shape is
+    unknown, or the model is more than sums of products)."""
 
     round: int
     density: float
@@ -63,7 +66,7 @@ class Pruner:
             raise unknown_name("method", method, SCORES)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise ArgumentError(f"rounds must be an int >= 1, got {rounds!r}")
-        if data is not None and rounds > 1 and iter(data) is data:
+        if rounds > 1 and isinstance(data, Iterator):
             raise ArgumentError(f"data is a one-shot iterator, and {rounds} rounds read it more than once")
         self.model, self.method, self.scope = model, method, scope
         self.density, self.rounds, self.schedule = check_density(density), rounds, schedule
@@ -74,12 +77,14 @@ class Pruner:
         self.prune_bias, self.seed = prune_bias, check_seed(seed)
         carried = _competing(model, prune_bias)
         self.start = carried.density(biases=True)
-        scopes = {"the model": self.start} if scope == "global" else carried.per_layer()
-        for name, start in scopes.items():
-            if density > start:
+        for group in _groups(carried, scope):
+            kept, total = (sum(column) for column in zip(*(carried.counts()[n] for n in group), strict=True))
+            if round(self.density * total) > kept:
                 raise ArgumentError(
-                    f"masks are monotone: density {density:g} was asked, the masks of {name} keep {start:.4g}"
+                    f"masks are monotone: density {density:g} was asked, but only {kept} of {total} "
+                    f"weights are left in {group[0] if scope == 'local' else 'the model'}"
                 )
+        self._input = example_input
         self.history: list[Round] = []
 
     def step(self) -> Masks:
@@ -100,10 +105,8 @@ class Pruner:
         return masks
 
     def _select(self, found: dict[str, Tensor], before: Masks, target: float, number: int) -> Masks:
-        names = list(before)
-        groups = [names] if self.scope == "global" else [[name] for name in names]
         kept: dict[str, Tensor] = {}
-        for group in groups:
+        for group in _groups(before, self.scope):
             total = sum(before[name].numel() for name in group)
             allowed = sum(int(before[name].sum()) for name in group)
             chosen = topk_mask(
@@ -113,23 +116,25 @@ class Pruner:
                 within=[before[name] for name in group],
             )
             kept.update(zip(group, chosen, strict=True))
-        return Masks({name: kept[name] for name in names})
+        return Masks({name: kept[name] for name in before})
 
     def _report(self, masks: Masks, number: int) -> Round:
         weights = masks.weights()
         empty = tuple(name for name, (kept, total) in weights.counts().items() if total and not kept)
-        try:
+        dead: bool | None = None
+        # The probe runs a foreign module on ones in float64: whatever it stumbles over, pruning stands.
+        with contextlib.suppress(Exception):
             live = live_weights(self.model, self._example())
-        except ArgumentError:
-            return Round(number, masks.density(biases=True), empty, True if empty else None)
-        dead = not any(bool(mask.any()) for mask in live.values())
+            dead = not any(bool(mask.any()) for mask in live.values())
         return Round(number, masks.density(biases=True), empty, dead)
 
     def _example(self) -> Tensor | None:
+        """An input for the probe; the data is read, once, only where nothing else tells its shape."""
+        first = next(prunable_layers(self.model))[1]
         data = self.scoring["data"]
-        if self.scoring["example_input"] is not None or data is None or iter(data) is data:
-            return self.scoring["example_input"]
-        return next(iter(data))[0]
+        if self._input is None and not isinstance(first, nn.Linear) and data is not None:
+            self._input = None if isinstance(data, Iterator) else next(iter(data))[0][:1]
+        return self._input
 
 
 def prune_(
@@ -168,11 +173,15 @@ def prune_(
     try:
         for _ in range(rounds):
             masks = pruner.step()
-    except Exception:
-        if pruner.history:
-            before.apply_(model)
+    except BaseException:
+        before.apply_(model)
         raise
     return masks
+
+
+def _groups(masks: Masks, scope: str) -> list[list[str]]:
+    """The names that are counted together."""
+    return [list(masks)] if scope == "global" else [[name] for name in masks]
 
 
 def _competing(model: nn.Module, biases: bool) -> Masks:

@@ -37,7 +37,10 @@ def density_after(schedule: str, *, end: float, round: int, rounds: int, start: 
 
 
 def after_levels(prune_fraction: float, levels: int) -> float:
-    """(1 - p)^levels: the density after `levels` rounds that each remove the share p of what remains (P4)."""
+    """(1 - p)^levels: the density after `levels` rounds that each remove the share p of what remains (P4).
+
+    The exponential schedule to `after_levels(p, n)` in n rounds passes through (1 - p)^r at each round r.
+    """
     if not 0.0 < prune_fraction < 1.0:
         raise ArgumentError(f"prune_fraction is a share of what remains, in (0, 1), got {prune_fraction}")
     return (1.0 - prune_fraction) ** levels

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.mask import prunable_layers
+from lotterykit.nn.evaluation import evaluating
+from lotterykit.pruning.flow import flow, one_input, without_bias
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 ScoreFn = Callable[[nn.Module, Batches, LossFn], Mapping[str, Tensor]]
-BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,34 @@ class Scoring:
         parameters = dict(self.model.named_parameters())
         return [parameters[name] for name in self.names]
 
+    def kept(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """`values` of the scored parameters, 0 where the model's masks prune: pruned entries of a weight
+        may hold anything, infinities too."""
+        masks = dict(self.model.named_buffers())
+        pairs = zip(values, (masks.get(f"{name}_mask") for name in self.names), strict=True)
+        return [v if mask is None else torch.where(mask, v, 0.0) for v, mask in pairs]
+
+    def gradients(self, scalar: Tensor, *, again: bool = False) -> tuple[Tensor, ...]:
+        """d scalar / d the scored parameters, 0 for one it does not depend on; `again` keeps the graph."""
+        found = torch.autograd.grad(scalar, self.parameters, create_graph=again, allow_unused=True)
+        return tuple(
+            torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)
+        )
+
     def losses(self, temperature: float | None = None, *, again: bool = False) -> Iterator[Tensor]:
         """The loss of each batch, outputs divided by `temperature` (None: 200 for classes, 1 for values).
 
         `again` says that the data will be read more than once, which a one-shot iterator cannot serve."""
+        frozen = [name for name, p in zip(self.names, self.parameters, strict=True) if not p.requires_grad]
+        if frozen:
+            raise ArgumentError(
+                f"this method scores by gradients, but {', '.join(frozen)} has requires_grad=False"
+            )
+        if temperature is not None and not temperature > 0:
+            raise ArgumentError(f"temperature divides the outputs and must be > 0, got {temperature!r}")
         if self.data is None or self.loss_fn is None:
             raise ArgumentError("this method scores on data: pass data (batches of (x, y)) and loss_fn")
-        if again and iter(self.data) is self.data:
+        if again and isinstance(self.data, Iterator):
             raise ArgumentError(
                 "data is a one-shot iterator, and this method reads it more than once: pass a list of "
                 "batches or a DataLoader"
@@ -52,22 +72,18 @@ class Scoring:
         count = 0
         for x, y in self.data:
             count += 1
-            divisor = temperature or (1.0 if y.is_floating_point() else 200.0)
+            default = 1.0 if y.is_floating_point() else 200.0
+            divisor = default if temperature is None else temperature
             output = self.model(x)
             yield self.loss_fn(output if divisor == 1.0 else output / divisor, y)
         if count == 0:
             raise ArgumentError("data holds no batch")
 
     def input_like(self) -> Tensor:
-        """An input of one sample: from `example_input`, else the data, else a first linear layer."""
-        if self.example_input is not None:
-            return self.example_input[:1]
-        if self.data is not None and iter(self.data) is not self.data:
+        """One input: of `example_input`, else the data's first, else one for a first linear layer."""
+        if self.example_input is None and self.data is not None and not isinstance(self.data, Iterator):
             return next(iter(self.data))[0][:1]
-        first = next(prunable_layers(self.model))[1]
-        if isinstance(first, nn.Linear):
-            return torch.empty(1, first.in_features, device=first.weight.device)
-        raise ArgumentError("the input's shape is unknown: pass example_input [1, ...] or re-iterable data")
+        return one_input(self.model, self.example_input)
 
 
 def scores(
@@ -96,25 +112,21 @@ def scores(
     names = [f"{prefix}{k}" for prefix, layer in layers for k in kinds if getattr(layer, k, None) is not None]
     check_seed(seed)
     scoring = Scoring(model, names, data, loss_fn, example_input, dict(options or {}), seed)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model), torch.enable_grad():
         found = _named(method)(scoring) if isinstance(method, str) else _own(method, scoring)
-    finally:
-        model.train(training)
     return {name: -score if invert else score for name, score in found.items()}
 
 
 def _named(method: str) -> Callable[[Scoring], dict[str, Tensor]]:
     if method not in SCORES:
         raise unknown_name("method", method, SCORES)
-    function, allowed = SCORES[method]
+    row = SCORES[method]
 
     def checked(scoring: Scoring) -> dict[str, Tensor]:
         for key in scoring.options:
-            if key not in allowed:
-                raise unknown_name(f"option of {method}", key, allowed or ("none",))
-        return function(scoring)
+            if key not in row.options:
+                raise unknown_name(f"option of {method}", key, row.options or ("none",))
+        return row.function(scoring)
 
     return checked
 
@@ -152,9 +164,9 @@ def snip(s: Scoring) -> dict[str, Tensor]:
     """|w dL/dw| of the gradient summed over the batches, divided by its sum (Lee et al. 2019)."""
     total = [torch.zeros_like(p) for p in s.parameters]
     for loss in s.losses(1.0):
-        for t, g in zip(total, torch.autograd.grad(loss, s.parameters), strict=True):
+        for t, g in zip(total, s.gradients(loss), strict=True):
             t += g
-    found = [(p.detach() * t).abs() for p, t in zip(s.parameters, total, strict=True)]
+    found = s.kept([(p.detach() * t).abs() for p, t in zip(s.parameters, total, strict=True)])
     return _divided(s.names, found, sum(float(f.double().sum()) for f in found))
 
 
@@ -164,15 +176,15 @@ def grasp(s: Scoring) -> dict[str, Tensor]:
     temperature = s.options.get("temperature")
     stop = [torch.zeros_like(p) for p in s.parameters]
     for loss in s.losses(temperature, again=True):
-        for t, g in zip(stop, torch.autograd.grad(loss, s.parameters), strict=True):
+        for t, g in zip(stop, s.gradients(loss), strict=True):
             t += g
     product = [torch.zeros_like(p) for p in s.parameters]
     for loss in s.losses(temperature, again=True):
-        gradient = torch.autograd.grad(loss, s.parameters, create_graph=True)
+        gradient = s.gradients(loss, again=True)
         dot = sum(((a * g).sum() for a, g in zip(stop, gradient, strict=True)), start=loss * 0.0)
-        for t, h in zip(product, torch.autograd.grad(dot, s.parameters), strict=True):
+        for t, h in zip(product, s.gradients(dot), strict=True):
             t += h
-    found = [p.detach() * t for p, t in zip(s.parameters, product, strict=True)]
+    found = s.kept([p.detach() * t for p, t in zip(s.parameters, product, strict=True)])
     return _divided(s.names, found, 1e-10 + abs(sum(float(f.double().sum()) for f in found)))
 
 
@@ -183,84 +195,29 @@ def synflow(s: Scoring) -> dict[str, Tensor]:
     `bias=False`: biases 0 and batch-norm the identity, the pure product 1^T prod |W m| 1, in which the
     scores of each layer of a chain sum to 1. The float64 copy of the parameters lives for this call only.
     """
-    own_bias = bool(s.options.get("bias", True))
     values = {n: p.detach().double().abs() for n, p in s.model.named_parameters()}
     values |= {n: b.double().abs() for n, b in s.model.named_buffers() if b.is_floating_point()}
-    if not own_bias:
-        values |= _without_bias(s.model)
-    return flow(s, values)
-
-
-def flow(s: Scoring, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """v dR/dv / R for the scored names, R the model's output sum for ones, with parameters `values` >= 0.
-
-    All zeros where R = 0 (no live path). Raises `ArgumentError` where R overflows float64."""
-    leaves = [values[name].requires_grad_() for name in s.names]
-    ones = torch.ones_like(s.input_like(), dtype=torch.float64)
-    with torch.enable_grad():
-        total = functional_call(s.model, values, (ones,)).sum()
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-    reach = float(total.detach())
-    if not math.isfinite(reach):
-        raise ArgumentError(f"synflow's products overflow float64 (R = {reach}): scale the weights down")
-    if reach == 0.0:
-        return {name: torch.zeros_like(leaf.detach()) for name, leaf in zip(s.names, leaves, strict=True)}
-    return {
-        name: torch.zeros_like(leaf.detach()) if g is None else leaf.detach() * (g / reach)
-        for name, leaf, g in zip(s.names, leaves, gradients, strict=True)
-    }
-
-
-def live_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[str, Tensor]:
-    """Name -> bool tensor: the kept weights on a path from an input to an output, for any model.
-
-    SynFlow's product with every kept weight 1 / sqrt(fan in), biases 0 and batch-norm the identity: a
-    weight is live where its product is positive. Raises `ArgumentError` where the input's shape is unknown.
-    """
-    layers = list(prunable_layers(model))
-    names = [f"{prefix}weight" for prefix, _ in layers]
-    values = {n: p.detach().double().abs() for n, p in model.named_parameters()} | _without_bias(model)
-    for (_, layer), name in zip(layers, names, strict=True):
-        kept = values[name].new_ones(values[name].shape)
-        if (mask := getattr(layer, "weight_mask", None)) is not None:
-            kept = mask.double()
-        values[name] = kept / math.sqrt(max(1, math.prod(kept.shape[1:])))
-    training = model.training
-    model.eval()
-    try:
-        found = flow(Scoring(model, names, example_input=example_input), values)
-    finally:
-        model.train(training)
-    return {name: score > 0 for name, score in found.items()}
-
-
-def _without_bias(model: nn.Module) -> dict[str, Tensor]:
-    """Float64 values that make every bias 0 and every batch-norm the identity."""
-    values = {
-        n: torch.zeros_like(p, dtype=torch.float64)
-        for n, p in model.named_parameters()
-        if n.rpartition(".")[2] == "bias"
-    }
-    for prefix, layer in model.named_modules():
-        if isinstance(layer, BATCH_NORMS):
-            ones = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0 - layer.eps}
-            for key, value in ones.items():
-                tensor = getattr(layer, key, None)
-                if tensor is not None:
-                    name = f"{prefix}.{key}" if prefix else key
-                    values[name] = torch.full_like(tensor.detach(), value, dtype=torch.float64)
-    return values
+    if not s.options.get("bias", True):
+        values |= without_bias(s.model)
+    return flow(s.model, s.names, values, s.input_like())
 
 
 def _divided(names: list[str], found: list[Tensor], by: float) -> dict[str, Tensor]:
     return {name: f / by if by else f for name, f in zip(names, found, strict=True)}
 
 
-# name -> (function, the options it takes)
-SCORES: dict[str, tuple[Callable[[Scoring], dict[str, Tensor]], tuple[str, ...]]] = {
-    "random": (random_score, ()),
-    "magnitude": (magnitude, ()),
-    "snip": (snip, ()),
-    "grasp": (grasp, ("temperature",)),
-    "synflow": (synflow, ("bias",)),
+class Score(NamedTuple):
+    """A method: its function, the options it takes, and whether it reads the data's samples."""
+
+    function: Callable[[Scoring], dict[str, Tensor]]
+    options: tuple[str, ...] = ()
+    reads_data: bool = False
+
+
+SCORES: dict[str, Score] = {
+    "random": Score(random_score),
+    "magnitude": Score(magnitude),
+    "snip": Score(snip, reads_data=True),
+    "grasp": Score(grasp, ("temperature",), reads_data=True),
+    "synflow": Score(synflow, ("bias",)),
 }

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lotterykit.errors import ArgumentError
-from lotterykit.mask import Masks
 from lotterykit.training.recipe import Recipe
 
 
@@ -20,6 +19,13 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> Optimizer:
             parameters, recipe.lr, recipe.betas, recipe.eps, recipe.weight_decay, fused=True
         )
     return torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def _carried(model: nn.Module) -> dict[str, Tensor]:
+    """Parameter name -> mask buffer of the layers that have one."""
+    kinds = ("weight_mask", "bias_mask")
+    buffers = ((name, b) for name, b in model.named_buffers() if name.rpartition(".")[2] in kinds)
+    return {name.removesuffix("_mask"): buffer for name, buffer in buffers}
 
 
 def mask_optimizer_(
@@ -38,8 +44,8 @@ def mask_optimizer_(
         raise ArgumentError(f"masks name parameters the model does not have: {', '.join(unknown)}")
 
     def masked() -> list[tuple[nn.Parameter, Tensor]]:
-        current = Masks.from_model(model) if masks is None else masks
-        return [(parameters[name], ~mask) for name, mask in current.items()]
+        current = _carried(model) if masks is None else masks
+        return [(parameters[name], ~mask) for name, mask in current.items() if name in parameters]
 
     def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
         for parameter, pruned in masked():

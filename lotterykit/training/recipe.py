@@ -84,7 +84,13 @@ def batch_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def loss_value(output: Tensor, y: Tensor, loss: str) -> Tensor:
-    """The mean loss of outputs `[N, out]`, a scalar; MSE is the mean over samples and outputs."""
+    """The mean loss of outputs `[N, out]`, a scalar; MSE is the mean over samples and outputs.
+
+    Raises `ArgumentError` where MSE would broadcast."""
+    if loss == "mse" and output.shape != y.shape:
+        raise ArgumentError(
+            f"mse needs targets of the outputs' shape {list(output.shape)}, got {list(y.shape)}"
+        )
     if loss == "cross_entropy":
         return torch.nn.functional.cross_entropy(output, y)
     return torch.nn.functional.mse_loss(output, y)

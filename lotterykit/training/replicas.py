@@ -83,7 +83,7 @@ def train_replicas(
     for members in groups.values():
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
-            with _one_thread():
+            with one_thread():
                 trained = _Batch([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
             results.update(zip(chunk, trained, strict=True))
     return [results[i] for i in range(len(specs))]
@@ -220,7 +220,8 @@ class _Batch:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """torch on one thread for a while: sums are then split the same way on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -277,6 +278,20 @@ def _check(spec: RunSpec, number: int) -> None:
         raise ArgumentError(
             f"spec {number}: weights lack {', '.join(sorted(set(shapes) - set(spec.weights)))}"
         )
-    if spec.data.x_train.dim() != 2 or spec.data.x_train.shape[1] != layers[0]:
-        got = tuple(spec.data.x_train.shape)
-        raise ArgumentError(f"spec {number}: x_train must be [N, {layers[0]}], got {list(got)}")
+    for name, mask in (spec.masks or {}).items():
+        if mask.dtype != torch.bool:
+            raise ArgumentError(f"spec {number}: mask {name!r} must be bool, got {mask.dtype}")
+    _check_data(spec, number)
+
+
+def _check_data(spec: RunSpec, number: int) -> None:
+    classes = spec.recipe.loss == "cross_entropy"
+    y_shape, dtype = [] if classes else [spec.layers[-1]], _dtype(spec)
+    wanted = {"x": ([spec.layers[0]], dtype), "y": (y_shape, torch.int64 if classes else dtype)}
+    for name, tensor in spec.data._asdict().items():
+        shape, kind = wanted[name[0]]
+        if list(tensor.shape[1:]) != shape or tensor.dtype != kind:
+            raise ArgumentError(
+                f"spec {number}: {name} must be {['N', *shape]} of {kind}, "
+                f"got {list(tensor.shape)} of {tensor.dtype}"
+            )

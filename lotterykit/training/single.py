@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lotterykit.errors import ArgumentError, check_seed
+from lotterykit.nn.evaluation import evaluating
 from lotterykit.training.optimizer import make_optimizer, mask_optimizer_
 from lotterykit.training.recipe import Recipe, Split, batch_order, loss_value, metrics
 
@@ -64,14 +65,9 @@ def train(
 
 
 def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Outputs `[N, ...]` of `model` in evaluation mode, without gradients, in batches; restores the mode."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
-    finally:
-        model.train(training)
+    """Outputs `[N, ...]` of `model` in evaluation mode, without gradients, in batches."""
+    with evaluating(model), torch.no_grad():
+        return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
 
 
 def evaluate(model: nn.Module, data: Split, loss: str) -> dict[str, float]:

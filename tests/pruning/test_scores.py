@@ -11,8 +11,9 @@ from torch import nn
 
 from lotterykit.errors import ArgumentError
 from lotterykit.nn.models import mlp
+from lotterykit.pruning.flow import live_weights
 from lotterykit.pruning.prune import prune_
-from lotterykit.pruning.scores import SCORES, live_weights, scores
+from lotterykit.pruning.scores import SCORES, scores
 
 CE = nn.functional.cross_entropy
 
@@ -238,3 +239,51 @@ def test_synflow_says_when_float64_overflows() -> None:
     deep = nn.Sequential(*[copy.deepcopy(layer) for _ in range(3) for layer in model])
     with pytest.raises(ArgumentError, match="overflow"):
         scores(deep, "synflow")
+
+
+def test_every_submodule_keeps_its_mode() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4)).double()
+    model.train()
+    model[1].eval()
+    scores(model, "snip", data=batches(), loss_fn=CE)
+    live_weights(model)
+    assert [m.training for m in model] == [True, False, True, True]
+
+
+def test_pruned_entries_may_hold_anything() -> None:
+    for method in ("snip", "grasp"):
+        clean = network()
+        masks = prune_(clean, "random", density=0.5)
+        expected = scores(clean, method, data=batches(), loss_fn=CE)
+        with torch.no_grad():
+            clean[0].weight[~masks["0.weight"]] = float("nan")
+            clean[2].weight[~masks["2.weight"]] = float("inf")
+        found = scores(clean, method, data=batches(), loss_fn=CE)
+        assert all(torch.equal(found[name], expected[name]) for name in expected), method
+        assert all(bool(found[name].isfinite().all()) for name in expected), method
+
+
+def test_frozen_weights_and_bad_temperatures_are_refused() -> None:
+    model = network()
+    for temperature in (0, -1.0, float("nan")):
+        with pytest.raises(ArgumentError, match="> 0"):
+            scores(model, "grasp", data=batches(), loss_fn=CE, options={"temperature": temperature})
+    model[2].weight.requires_grad_(False)
+    with pytest.raises(ArgumentError, match=r"2\.weight has requires_grad=False"):
+        scores(model, "snip", data=batches(), loss_fn=CE)
+    assert set(scores(model, "magnitude")) == {"0.weight", "2.weight", "4.weight"}
+
+
+def test_scores_under_no_grad() -> None:
+    with torch.no_grad():
+        found = scores(network(), "snip", data=batches(), loss_fn=CE)
+    assert torch.equal(found["0.weight"], scores(network(), "snip", data=batches(), loss_fn=CE)["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "tail", [nn.Softmax(1), nn.Sequential(nn.LayerNorm(4))], ids=["softmax", "layer norm"]
+)
+def test_live_weights_say_when_they_cannot_tell(tail: nn.Module) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), tail)
+    with pytest.raises(ArgumentError, match="product"):
+        live_weights(model)

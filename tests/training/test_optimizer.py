@@ -48,3 +48,12 @@ def test_unknown_mask_names() -> None:
         mask_optimizer_(
             torch.optim.SGD(model.parameters(), 0.1), model, {"5.weight": torch.ones(2, 2, dtype=torch.bool)}
         )
+
+
+def test_a_model_without_linear_layers_trains() -> None:
+    model = nn.PReLU(3)
+    optimizer = mask_optimizer_(torch.optim.SGD(model.parameters(), 0.1), model)
+    model(-torch.ones(2, 3)).sum().backward()
+    before = model.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(model.weight.detach(), before)

@@ -58,4 +58,6 @@ def test_metrics() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
     found = metrics(logits, torch.tensor([0, 1, 1]), "cross_entropy")
     assert found["accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(ArgumentError, match=r"\[3, 1\]"):
+        metrics(torch.ones(3, 1), torch.ones(3), "mse")
     assert metrics(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [0.0]]), "mse")["mse"] == 5.0

@@ -56,11 +56,11 @@ def specs(count: int, recipe: Recipe, dtype: torch.dtype = torch.float32) -> lis
     return found
 
 
-def alone(spec: RunSpec, steps: int | None) -> dict[str, torch.Tensor]:
+def alone(spec: RunSpec, steps: int | None) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     network = mlp(list(spec.layers), dtype=spec.data.x_train.dtype)
     network.load_state_dict(spec.weights or {})
-    train(network, spec.data, spec.recipe, masks=spec.masks, seed=spec.seed, steps=steps)
-    return {name: p.detach() for name, p in network.named_parameters()}
+    result = train(network, spec.data, spec.recipe, masks=spec.masks, seed=spec.seed, steps=steps)
+    return {name: p.detach() for name, p in network.named_parameters()}, result.curve
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -73,7 +73,10 @@ def test_replicas_equal_single(
     its first steps are lr * sign(gradient), so a rounding of 1e-7 in a gradient of 1e-3 moves 1e-4 of lr."""
     runs = specs(5, Recipe(loss, epochs=3, **options), dtype)
     for spec, result in zip(runs, train_replicas(runs, steps=steps), strict=True):
-        expected = alone(spec, steps)
+        expected, curve = alone(spec, steps)
+        assert result.metrics == result.curve[-1]
+        for ours, theirs in zip(result.curve, curve, strict=True):
+            assert ours == pytest.approx(theirs, rel=max(bound, 1e-6))
         for name, weight in result.weights.items():
             scale = float(expected[name].abs().max()) or 1.0
             assert float((weight - expected[name]).abs().max()) <= bound * scale, name
@@ -82,13 +85,15 @@ def test_replicas_equal_single(
 def test_every_step_matters() -> None:
     """The comparison above would see a trainer that is one step off."""
     runs = specs(1, Recipe("mse", epochs=3), torch.float64)
-    found, expected = train_replicas(runs, steps=11)[0].weights, alone(runs[0], 10)
+    found, expected = train_replicas(runs, steps=11)[0].weights, alone(runs[0], 10)[0]
     assert float((found["0.weight"] - expected["0.weight"]).abs().max()) > 1e-5
 
 
 def test_bitwise_in_any_company(threads: int) -> None:
     runs = specs(19, Recipe("cross_entropy", epochs=1))
+    torch.set_num_threads(1)
     together = train_replicas(runs)
+    torch.set_num_threads(threads)
     for members in ([0], [18], [7, 3, 0], list(range(18, -1, -1)), list(range(4, 19))):
         for i, result in zip(members, train_replicas([runs[i] for i in members]), strict=True):
             assert result.curve == together[i].curve
@@ -150,7 +155,11 @@ def test_no_epochs_evaluates() -> None:
         ({"layers": (2,)}, "at least 2"),
         ({"layers": (3, 100, 60, 33, 4)}, "0.weight"),
         ({"masks": {"1.weight": torch.ones(1, 1, dtype=torch.bool)}}, "no such name"),
+        ({"masks": {"0.bias": torch.ones(100)}}, "bool"),
         ({"seed": -1}, "seed"),
+        ({"data": data("mse", 0)}, r"y_train must be \['N'\] of torch.int64"),
+        ({"data": data("cross_entropy", 0, dtype=torch.float64)}, "x_train must be .* of torch.float32"),
+        ({"recipe": Recipe("mse"), "data": Split(*[torch.ones(5, 2), torch.ones(5)] * 2)}, r"\['N', 4\]"),
         ({"weights": {}}, "lack"),
         ({"data": Split(torch.ones(3, 2), torch.ones(2), torch.ones(1, 2), torch.ones(1))}, "as many"),
     ],
