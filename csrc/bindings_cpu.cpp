@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/spmm.h"
 #include "cpu/topk_mask.h"
 
 namespace py = pybind11;
@@ -67,6 +68,72 @@ std::tuple<std::string, int64_t, int64_t, int64_t> bound_topk_mask(
   return {names[int(outcome.status)], outcome.tensor, outcome.index, outcome.competing};
 }
 
+// (columns, segments, blocks, stride, rows, cols): addresses, then sizes; see Structure.
+using PyStructure = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+
+Structure structure_of(const PyStructure& s) {
+  const auto [columns, segments, blocks, stride, rows, cols] = s;
+  if (blocks < 1 || stride < 1 || rows < 0 || cols < 0) throw std::invalid_argument("malformed structure");
+  return {reinterpret_cast<const int32_t*>(columns), reinterpret_cast<const int32_t*>(segments), blocks, stride,
+          rows, cols};
+}
+
+template <typename T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Runs `body(Run)` without the GIL; raises what a signal handler raised where it was stopped.
+template <typename Body>
+void run_stoppable(int threads, const std::string& isa, Body body) {
+  const Isa level = isa_of(isa);
+  bool done;
+  {
+    py::gil_scoped_release release;
+    Watch watch(poll_signals, nullptr);
+    done = body(Run{threads, level == Isa::best ? best_isa() : level, watch});
+  }
+  if (!done) throw py::error_already_set();
+}
+
+template <typename T>
+void bound_spmm(uintptr_t x, int64_t batch, const PyStructure& w, uintptr_t values, uintptr_t order,
+                uintptr_t bias, bool relu, uintptr_t y, int threads, const std::string& isa) {
+  const Structure structure = structure_of(w);
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return spmm(at<const T>(x), batch, structure, at<const T>(values), at<const int32_t>(order), at<const T>(bias),
+                relu, at<T>(y), run);
+  });
+}
+
+template <typename T>
+void bound_sddmm(uintptr_t g, uintptr_t x, int64_t batch, const PyStructure& w, uintptr_t dvalues, int threads,
+                 const std::string& isa) {
+  const Structure structure = structure_of(w);
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return sddmm(at<const T>(g), at<const T>(x), batch, structure, at<T>(dvalues), run);
+  });
+}
+
+template <typename T>
+void bound_spmm_backward(uintptr_t g, uintptr_t gate, uintptr_t x, int64_t batch, const PyStructure& w,
+                         const PyStructure& transposed, uintptr_t values, uintptr_t order, uintptr_t dx,
+                         uintptr_t dvalues, uintptr_t dbias, int threads, const std::string& isa) {
+  const Structure structure = structure_of(w), turned = structure_of(transposed);
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return spmm_backward(at<const T>(g), at<const T>(gate), at<const T>(x), batch, structure, turned,
+                         at<const T>(values), at<const int32_t>(order),
+                         Gradients<T>{at<T>(dx), at<T>(dvalues), at<T>(dbias)}, run);
+  });
+}
+
+template <typename T>
+void def_sparse_products(py::module_& m, const std::string& type) {
+  m.def(("spmm_" + type).c_str(), &bound_spmm<T>);
+  m.def(("sddmm_" + type).c_str(), &bound_sddmm<T>);
+  m.def(("spmm_backward_" + type).c_str(), &bound_spmm_backward<T>);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -74,6 +141,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("isa_levels", &isa_levels, "Instruction sets that this processor has, in rising order.");
   m.def("topk_mask", &bound_topk_mask, py::arg("scores"), py::arg("within"), py::arg("masks"), py::arg("lengths"),
         py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best");
+  def_sparse_products<float>(m, "float32");
+  def_sparse_products<double>(m, "float64");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -5,16 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <vector>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "topk_scan.h"
 
@@ -26,7 +20,6 @@ constexpr int64_t candidate_limit = 4 << 20;    // bounds the extra memory at 50
 constexpr int64_t sample_all_below = 8192;      // so few that sampling them does not pay
 constexpr int64_t entries_per_thread = 1 << 19;  // about 100 us of work: fewer do not pay for waking a thread
 constexpr int digit_bits = 11;
-constexpr auto poll_interval = std::chrono::milliseconds(20);
 
 // A key orders entries: score first, then falling tie rank, so that the largest keys are kept. Keys are
 // distinct, and -0.0 and 0.0 share a score.
@@ -93,54 +86,6 @@ Key nth_largest(Key* keys, int64_t n, int64_t rank) {
   }
   std::nth_element(keys, keys + (rank - 1), keys + n, std::greater<Key>());
   return keys[rank - 1];
-}
-
-// Asks `poll` now and then whether to stop; only the calling thread asks.
-class Watch {
- public:
-  Watch(Poll poll, void* context) : poll_(poll), context_(context), last_(std::chrono::steady_clock::now()) {}
-  void tick() {
-    const auto now = std::chrono::steady_clock::now();
-    if (poll_ == nullptr || now - last_ < poll_interval) return;
-    if (poll_(context_)) stopped_ = true;
-    last_ = std::chrono::steady_clock::now();
-  }
-  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
-
- private:
-  Poll poll_;
-  void* context_;
-  std::chrono::steady_clock::time_point last_;
-  std::atomic<bool> stopped_{false};
-};
-
-// Runs body(thread, i) for i in [0, n), until done or stopped. An OpenMP region cannot be left by a throw,
-// so lack of memory is carried out of it by hand.
-template <typename Body>
-void for_each(int64_t n, int threads, Watch& watch, Body body) {
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> no_memory{false};
-  auto work = [&](int thread) {
-    try {
-      for (int64_t i; !no_memory && !watch.stopped() && (i = next.fetch_add(1)) < n;) {
-        body(thread, i);
-        if (thread == 0) watch.tick();
-      }
-    } catch (const std::bad_alloc&) {
-      no_memory = true;
-    }
-  };
-#ifdef _OPENMP
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    work(omp_get_thread_num());
-  } else {
-    work(0);
-  }
-#else
-  work(0);
-#endif
-  if (no_memory) throw std::bad_alloc();
 }
 
 template <typename T>

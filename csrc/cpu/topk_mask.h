@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "runtime.h"
+
 namespace lotterykit {
 
 // One contiguous tensor. `scores` holds `length` floats or doubles; `within` is null or holds `length`
@@ -15,8 +17,6 @@ struct Entries {
 };
 
 enum class Dtype { f32, f64 };
-// Instruction sets in rising order; `best` takes the highest that the processor has.
-enum class Isa { best = -1, plain = 0, avx2 = 1, avx512 = 2 };
 enum class Status { ok, nan, too_few, interrupted };
 
 struct Outcome {
@@ -26,16 +26,10 @@ struct Outcome {
   int64_t competing;  // number of competing entries
 };
 
-// Returns true to stop. Called on the calling thread only, about every 20 ms.
-using Poll = bool (*)(void* context);
-
 // Keeps exactly k competing entries: those with score > T, and those with score == T and h <= H, where h is
 // a bijection of the entry's flat position (over all entries of all tensors) drawn by `seed`. The result
 // does not depend on `threads` or `isa`. The total number of entries must be below 2^32.
 Outcome topk_mask(const Entries* tensors, int64_t count, Dtype dtype, int64_t k, uint64_t seed, int threads,
                   Isa isa, Poll poll, void* context);
-
-// The highest instruction set of this processor among those above.
-Isa best_isa();
 
 }  // namespace lotterykit

@@ -2,13 +2,7 @@
 // that one object file serves every processor and the variant is chosen at run time.
 #include "topk_scan.h"
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define LOTTERYKIT_X86 1
-#if !defined(__clang__) && __GNUC__ < 13
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593: its own AVX-512 intrinsics
-#endif
-#include <immintrin.h>
-#endif
+#include "x86.h"
 
 namespace lotterykit {
 namespace {
@@ -35,9 +29,6 @@ Scanned scan_plain(const Block<T>& b, const Bracket<T>& r, TieSeed seed, uint32_
 }
 
 #ifdef LOTTERYKIT_X86
-
-#define LOTTERYKIT_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,popcnt")))
-#define LOTTERYKIT_AVX2 __attribute__((target("avx2,popcnt")))
 
 LOTTERYKIT_AVX512 inline __m512i tie_rank_avx512(__m512i x, TieSeed seed) {
   x = _mm512_xor_si512(x, _mm512_set1_epi32(int(seed.first)));
@@ -202,16 +193,6 @@ Scanned scan(const Block<float>& b, const Bracket<float>& r, TieSeed seed, uint3
 template <>
 Scanned scan(const Block<double>& b, const Bracket<double>& r, TieSeed seed, uint32_t* out, Isa) {
   return scan_plain(b, r, seed, out, 0, {0, 0, false});
-}
-
-Isa best_isa() {
-#ifdef LOTTERYKIT_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
-  if (__builtin_cpu_supports("avx2")) return Isa::avx2;
-#endif
-  return Isa::plain;
 }
 
 }  // namespace lotterykit

@@ -1,0 +1,78 @@
+"""What the sparse products `spmm` and `sddmm` share: checks of operands, and their form for native code.
+
+A `structure` is `CSR.tensors`: custom ops take tensors, not objects.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lotterykit.errors import ArgumentError, BackendError
+from lotterykit.ops import dispatch
+from lotterykit.ops.csr import CSR
+
+CHUNK = 1 << 22  # products that a reference holds at once
+HALF = (torch.float16, torch.bfloat16)
+
+
+def check_csr(op: str, csr: object) -> None:
+    """Raises unless `csr` is a CSR."""
+    if not isinstance(csr, CSR):
+        raise ArgumentError(f"{op}: csr must be a CSR, got {type(csr).__name__}")
+
+
+def check_operand(op: str, name: str, tensor: Tensor, last: int, csr: CSR) -> None:
+    """Raises unless `tensor` is a dense floating `[..., last]` on the device of `csr`."""
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dim() < 1 or tensor.shape[-1] != last:
+        raise ArgumentError(f"{op}: {name} must be [..., {last}], got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+        raise ArgumentError(f"{op}: {name} must be dense and floating, got {tensor.layout}, {tensor.dtype}")
+    if tensor.device != csr.device:
+        raise ArgumentError(f"{op}: {name} is on {tensor.device}, but the structure on {csr.device}")
+
+
+def transformed(op: str, reference: Any, *args: Any) -> Tensor:
+    """The reference, as torch's custom ops do not support every `torch.func` transform."""
+    forced = dispatch.forced_backend(op)
+    if forced not in (None, "reference"):
+        raise BackendError(
+            f"{op}: backend {forced!r} was forced, but inside torch.func transforms only the reference runs"
+        )
+    return reference(*args)
+
+
+def flat(x: Tensor) -> Tensor:
+    """`[..., n]` as `[batch, n]`."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def ready(x: Tensor) -> Tensor:
+    """x as native code reads it: contiguous, the negative bit resolved."""
+    return x.detach().resolve_neg().contiguous()
+
+
+def sizes(structure: list[Tensor]) -> tuple[int, int]:
+    """(out, in)"""
+    return structure[0].numel() - 1, structure[3].numel() - 1
+
+
+def native_structure(structure: list[Tensor], transposed: bool = False) -> tuple[int, ...]:
+    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cpu.cpp takes them."""
+    n_out, n_in = sizes(structure)
+    columns, segments = structure[4:6] if transposed else structure[1:3]
+    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
+    blocked = segments.dim() == 2
+    blocks, stride = (segments.shape[0] - 1, rows) if blocked else (1, 1)
+    return columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols
+
+
+def call_of_tensors(op: str, x: Tensor, structure: list[Tensor]) -> dispatch.Call:
+    """`call_of` where only the structure's tensors are at hand."""
+    total = math.prod(sizes(structure))
+    return dispatch.Call(op, x.device.type, x.dtype, structure[1].numel() / total if total else 1.0)
