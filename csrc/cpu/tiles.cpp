@@ -52,8 +52,8 @@ LOTTERYKIT_AVX2 void to_tile_avx2(const float* x, const float* gate, int64_t str
   const int64_t whole = from + ((to - from) & ~int64_t(7));
   const int full = examples & ~7;
   alignas(32) float gated[64];
-  for (int64_t f = from; f < whole; f += 8)
-    for (int b = 0; b < full; b += 8) {
+  for (int b = 0; b < full; b += 8)  // eight rows at a time: more than that share a set of the first cache
+    for (int64_t f = from; f < whole; f += 8) {
       const float* in = x + b * stride + f;
       int64_t in_stride = stride;
       if (gate != nullptr) {

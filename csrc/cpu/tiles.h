@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
 #include <new>
 
 #include "runtime.h"
@@ -23,22 +22,67 @@ inline int tile_batch(int64_t batch, int64_t t) {
 }
 inline int lanes_of(int examples) { return examples <= 16 ? 16 : examples <= 32 ? 32 : 64; }
 
-// Uninitialised memory for whole vectors, aligned to 64 bytes.
+// Uninitialised memory for whole vectors, aligned to 64 bytes. The calling thread keeps a few blocks of up to
+// kept_bytes for its next call: fresh pages from the system cost more than a small product.
+class Blocks {
+ public:
+  static constexpr size_t kept_bytes = size_t(4) << 20, kept_blocks = 4;
+
+  void* take(size_t& bytes) {
+    for (size_t i = 0; i < count_; ++i)
+      if (blocks_[i].bytes >= bytes) {
+        const Block block = blocks_[i];
+        blocks_[i] = blocks_[--count_];
+        bytes = block.bytes;
+        return block.data;
+      }
+    return std::aligned_alloc(64, bytes);
+  }
+  void give(void* data, size_t bytes) {
+    if (bytes > kept_bytes) return std::free(data);
+    if (count_ == kept_blocks) {  // the smallest makes room
+      size_t least = 0;
+      for (size_t i = 1; i < count_; ++i)
+        if (blocks_[i].bytes < blocks_[least].bytes) least = i;
+      if (blocks_[least].bytes >= bytes) return std::free(data);
+      std::free(blocks_[least].data);
+      blocks_[least] = {data, bytes};
+      return;
+    }
+    blocks_[count_++] = {data, bytes};
+  }
+  ~Blocks() {
+    for (size_t i = 0; i < count_; ++i) std::free(blocks_[i].data);
+  }
+  static Blocks& of_this_thread() {
+    thread_local Blocks blocks;
+    return blocks;
+  }
+
+ private:
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+  Block blocks_[kept_blocks];
+  size_t count_ = 0;
+};
+
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(int64_t count) {
-    const size_t bytes = (size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 63) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
+  explicit Scratch(int64_t count) : bytes_((size_t(std::max<int64_t>(count, 1)) * sizeof(T) + 63) / 64 * 64) {
+    data_ = static_cast<T*>(Blocks::of_this_thread().take(bytes_));
+    if (data_ == nullptr) throw std::bad_alloc();
   }
-  T* get() const { return data_.get(); }
+  ~Scratch() { Blocks::of_this_thread().give(data_, bytes_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return data_; }
 
  private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
+  size_t bytes_;
+  T* data_;
 };
 
 // Features [from, to) of one tile from x, whose first example it is: row-major, `stride` entries a row.

@@ -46,7 +46,16 @@ class CSR:
             _check_columns(self.row_offsets, rows, columns, self.shape[1])
             self.columns = columns.detach().to(torch.int32, copy=True)
             self._transpose(rows)
-        self._versions = [t._version for t in self.tensors]
+        self._tensors = [
+            self.row_offsets,
+            self.columns,
+            self.row_segments,
+            self.column_offsets,
+            self.rows,
+            self.column_segments,
+            self.permutation,
+        ]
+        self._versions = [t._version for t in self._tensors]
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:
@@ -79,15 +88,7 @@ class CSR:
     @property
     def tensors(self) -> list[Tensor]:
         """What the custom ops take: a structure as a list of tensors, always in this order."""
-        return [
-            self.row_offsets,
-            self.columns,
-            self.row_segments,
-            self.column_offsets,
-            self.rows,
-            self.column_segments,
-            self.permutation,
-        ]
+        return self._tensors
 
     def mask(self) -> Tensor:
         """The bool mask `[out, in]`."""
@@ -118,7 +119,7 @@ class CSR:
 
     def check_unchanged(self) -> None:
         """Raises `ArgumentError` where a tensor was written to: native code would read anywhere."""
-        if [t._version for t in self.tensors] != self._versions:
+        if [t._version for t in self._tensors] != self._versions:
             raise ArgumentError(
                 "a tensor of this CSR was changed in place; structures are static: make another"
             )

@@ -5,6 +5,8 @@ A `structure` is `CSR.tensors`: custom ops take tensors, not objects.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from typing import Any
 
@@ -47,6 +49,12 @@ def transformed(op: str, reference: Any, *args: Any) -> Tensor:
     return reference(*args)
 
 
+@functools.cache
+def native() -> Any:
+    """The module lotterykit._cpu."""
+    return importlib.import_module("lotterykit._cpu")
+
+
 def flat(x: Tensor) -> Tensor:
     """`[..., n]` as `[batch, n]`."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -54,7 +62,8 @@ def flat(x: Tensor) -> Tensor:
 
 def ready(x: Tensor) -> Tensor:
     """x as native code reads it: contiguous, the negative bit resolved."""
-    return x.detach().resolve_neg().contiguous()
+    # Most tensors need nothing done, and a torch call costs as much as a small product.
+    return x if x.is_contiguous() and not x.is_neg() else x.detach().resolve_neg().contiguous()
 
 
 def sizes(structure: list[Tensor]) -> tuple[int, int]:

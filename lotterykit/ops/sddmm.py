@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -19,6 +18,7 @@ from lotterykit.ops.operands import (
     check_csr,
     check_operand,
     flat,
+    native,
     native_structure,
     ready,
     transformed,
@@ -70,10 +70,9 @@ def sddmm_reference(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
 
 def sddmm_cpu(g: Tensor, x: Tensor, structure: list[Tensor], *, isa: str = "best") -> Tensor:
     """`sddmm` through lotterykit._cpu on `torch.get_num_threads()` threads; `isa` is there for tests."""
-    native = importlib.import_module("lotterykit._cpu")
     g, x = ready(g), ready(x)
     dvalues = x.new_empty(structure[1].numel())
-    product = native.sddmm_float64 if x.dtype == torch.float64 else native.sddmm_float32
+    product = native().sddmm_float64 if x.dtype == torch.float64 else native().sddmm_float32
     product(
         g.data_ptr(),
         x.data_ptr(),

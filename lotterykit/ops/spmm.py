@@ -6,7 +6,6 @@ optimizer state exist for kept weights alone. "Masked means absent": an infinite
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -23,6 +22,7 @@ from lotterykit.ops.operands import (
     check_csr,
     check_operand,
     flat,
+    native,
     native_structure,
     ready,
     sizes,
@@ -97,11 +97,10 @@ def spmm_cpu(
     isa: str = "best",
 ) -> Tensor:
     """`spmm` through lotterykit._cpu on `torch.get_num_threads()` threads; `isa` is there for tests."""
-    native = importlib.import_module("lotterykit._cpu")
     x, values = ready(x), ready(values)
     y = x.new_empty(*x.shape[:-1], sizes(structure)[1 if transposed else 0])
     bias = None if bias is None else ready(bias)
-    product = native.spmm_float64 if x.dtype == torch.float64 else native.spmm_float32
+    product = native().spmm_float64 if x.dtype == torch.float64 else native().spmm_float32
     product(
         x.data_ptr(),
         math.prod(x.shape[:-1]),
@@ -126,13 +125,13 @@ def backward_cpu(
     wants: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx, dvalues and dbias, each where wanted, in one native call; `gate` is y where it had a ReLU."""
-    native = importlib.import_module("lotterykit._cpu")
     g, x, values = ready(g), ready(x), ready(values)
     gate = None if gate is None else ready(gate)
     dx = torch.empty_like(x) if wants[0] else None
     dvalues = torch.empty_like(values) if wants[1] else None
     dbias = g.new_empty(sizes(structure)[0]) if wants[2] else None
-    products = native.spmm_backward_float64 if x.dtype == torch.float64 else native.spmm_backward_float32
+    module = native()
+    products = module.spmm_backward_float64 if x.dtype == torch.float64 else module.spmm_backward_float32
     products(
         g.data_ptr(),
         0 if gate is None else gate.data_ptr(),
