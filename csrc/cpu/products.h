@@ -34,7 +34,7 @@ inline int64_t tiles_at_once(int64_t batch, int threads) {
 template <typename T>
 void fill_tiles(const T* x, const T* gate, int64_t batch, int64_t features, int64_t first, int64_t count, T* tiles,
                 const Run& run) {
-  constexpr int64_t piece = 64;
+  constexpr int64_t piece = 256;
   const int64_t pieces = (features + piece - 1) / piece;
   for_each(count * pieces, run.threads, run.watch, [&](int, int64_t unit) {
     const int64_t t = unit / pieces, from = unit % pieces * piece, at = (first + t) * tile_width * features;

@@ -23,7 +23,7 @@ void sampled_plain(const T* g_tile, const T* x_tile, int lanes, const Structure&
                    bool first, T* dvalues) {
   for (int64_t block = 0; block < w.blocks; ++block)
     for (int64_t r = from; r < to; ++r)
-      for (int32_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
+      for (int64_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
         const T dot = dot_plain(g_tile + r * lanes, x_tile + int64_t(w.columns[k]) * lanes, lanes);
         dvalues[k] = first ? dot : dvalues[k] + dot;
       }
@@ -51,8 +51,8 @@ LOTTERYKIT_AVX512 void sampled_avx512(const float* g_tile, const float* x_tile, 
   constexpr int lanes = vectors * 16;
   for (int64_t block = 0; block < w.blocks; ++block)
     for (int64_t r = from; r < to; ++r) {
-      int32_t k = w.first(block, r);
-      const int32_t last = w.last(block, r);
+      int64_t k = w.first(block, r);
+      const int64_t last = w.last(block, r);
       if (k == last) continue;
       __m512 g[vectors];
 #pragma GCC unroll 4
@@ -86,8 +86,8 @@ LOTTERYKIT_AVX2 void sampled_avx2(const float* g_tile, const float* x_tile, cons
   constexpr int lanes = vectors * 8;
   for (int64_t block = 0; block < w.blocks; ++block)
     for (int64_t r = from; r < to; ++r) {
-      int32_t k = w.first(block, r);
-      const int32_t last = w.last(block, r);
+      int64_t k = w.first(block, r);
+      const int64_t last = w.last(block, r);
       if (k == last) continue;
       __m256 g[vectors];
 #pragma GCC unroll 8

@@ -17,7 +17,7 @@ void product_plain(const T* tile, const Structure& w, const T* values, const T* 
       T* row = out + (r - from) * lanes;
       if (block == 0) std::fill(sum, sum + lanes, bias == nullptr ? T(0) : bias[r]);
       else std::copy(row, row + lanes, sum);
-      for (int32_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
+      for (int64_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
         const T value = values[k];
         const T* x = tile + int64_t(w.columns[k]) * lanes;
         for (int i = 0; i < lanes; ++i) sum[i] += value * x[i];
@@ -56,8 +56,8 @@ LOTTERYKIT_AVX512 void product_avx512(const float* tile, const Structure& w, con
 #pragma GCC unroll 4
         for (int c = 1; c < chains; ++c) sum[c][v] = _mm512_setzero_ps();
       }
-      int32_t k = w.first(block, r);
-      const int32_t last = w.last(block, r);
+      int64_t k = w.first(block, r);
+      const int64_t last = w.last(block, r);
       for (; k + chains <= last; k += chains) {
 #pragma GCC unroll 4
         for (int c = 0; c < chains; ++c) {
@@ -97,7 +97,7 @@ LOTTERYKIT_AVX2 void product_avx2(const float* tile, const Structure& w, const f
       const __m256 start = _mm256_set1_ps(bias == nullptr ? 0.0f : bias[r]);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[v] = block == 0 ? start : _mm256_load_ps(row + 8 * v);
-      for (int32_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
+      for (int64_t k = w.first(block, r), last = w.last(block, r); k < last; ++k) {
         const float* x = tile + int64_t(w.columns[k]) * lanes;
         const __m256 value = _mm256_set1_ps(values[k]);
 #pragma GCC unroll 8
