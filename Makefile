@@ -6,6 +6,7 @@ RUN := $(VENV)/bin
 .PHONY: demo test gpu-check clean
 
 demo: $(VENV)/.demo
+	mkdir -p demo
 	$(RUN)/lotterykit reproduce plant-n-seek --quick --store demo/runs.sqlite --out demo/report
 
 test: $(VENV)/.test
