@@ -6,6 +6,7 @@ RUN := $(VENV)/bin
 .PHONY: demo test gpu-check clean
 
 demo: $(VENV)/.demo
+	mkdir -p demo
 	$(RUN)/lotterykit reproduce plant-n-seek --quick --store demo/runs.sqlite --out demo/report
 
 test: $(VENV)/.test
@@ -19,7 +20,7 @@ NATIVE := pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/*/*)
 INSTALL = $(RUN)/python -m pip install --quiet --constraint constraints.txt
 
 $(VENV)/.demo: $(NATIVE)
-	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(RUN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[plot]'
 	touch $@
@@ -30,7 +31,7 @@ $(VENV)/.test: $(VENV)/.demo
 
 # For a machine with an NVIDIA GPU and a stock PyTorch image: nothing is downloaded.
 gpu-check:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	PIP_BREAK_SYSTEM_PACKAGES=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
 	$(PYTHON) benchmarks/gpu_check.py
 
 clean:

@@ -22,12 +22,21 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+# Without pip's build isolation nobody else checks, and an older one refuses pyproject.toml in many words.
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(
+        f"lotterykit: building needs setuptools >= 77, found {setuptools.__version__}: "
+        "pip install --upgrade setuptools"
+    )
+
 ROOT = Path(__file__).resolve().parent
 MODULES = {"cpu": "lotterykit._cpu", "cuda": "lotterykit._cuda"}
-# One machine code for each generation; the PTX of the newest serves those that come after.
+# One machine code for each generation; the PTX of the newest serves those that come after, which code of an
+# architecture with an 'a' never does.
 CUDA_ARCHITECTURES = ("80", "90a", "100")
 CXXFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
@@ -43,7 +52,7 @@ class Tools:
     cxx: list[str] = field(default_factory=list)
     openmp: list[str] = field(default_factory=list)
     nvcc: list[str] = field(default_factory=list)
-    gencode: list[str] = field(default_factory=list)
+    code: list[str] = field(default_factory=list)  # what nvcc makes: "sm_80", ..., and PTX, "compute_100"
     ninja: list[str] = field(default_factory=list)
     includes: list[str] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
@@ -132,7 +141,7 @@ def find_ninja() -> list[str]:
 
 
 def find_nvcc() -> tuple[list[str], list[str]]:
-    """nvcc and its -gencode flags for those architectures that it knows."""
+    """nvcc, and the code that it is to make for those architectures that it knows."""
     if os.environ.get("LOTTERYKIT_NO_CUDA") == "1":
         raise Missing("LOTTERYKIT_NO_CUDA=1 was set when lotterykit was installed")
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
@@ -148,8 +157,7 @@ def find_nvcc() -> tuple[list[str], list[str]]:
     known = [arch for arch in CUDA_ARCHITECTURES if f"sm_{arch.rstrip('a')}" in listed.stdout.split()]
     if not known:
         raise Missing(f"nvcc knows none of sm_{', sm_'.join(CUDA_ARCHITECTURES)}")
-    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
-    return nvcc, [*gencode, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
+    return nvcc, [*(f"sm_{arch}" for arch in known), f"compute_{known[-1].rstrip('a')}"]
 
 
 def find_tools() -> Tools:
@@ -167,7 +175,7 @@ def find_tools() -> Tools:
         tools.why = {"cpu": str(why), "cuda": str(why)}
         return tools
     try:
-        tools.nvcc, tools.gencode = find_nvcc()
+        tools.nvcc, tools.code = find_nvcc()
     except Missing as why:
         tools.why["cuda"] = str(why)
     return tools
@@ -194,14 +202,16 @@ def build_file(tools: Tools, folder: Path, targets: dict[str, Path]) -> str:
         next((w for w in tools.cxx if "cache" not in w), "c++"),
         "-std=c++17",
         "-O3",
-        *tools.gencode,
+        *(f"-gencode=arch={made.replace('sm', 'compute')},code={made}" for made in tools.code),
     ]
     nvcc += ["--threads", "0", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    code = f'-DLOTTERYKIT_CUDA_CODE="{",".join(tools.code)}"'
     rules = {
         "cxx": f"{quoted(cxx)} -MMD -MF $out.d -c $in -o $out",
         "binding": f"{quoted([*cxx, *includes])} -MMD -MF $out.d -c $in -o $out",
         "link": f"{quoted(link)} $in -o $out",
         "nvcc": f"{quoted(nvcc)} -MD -MF $out.d -c $in -o $out",
+        "cudabinding": f"{quoted([*cxx, *includes, code])} -MMD -MF $out.d -c $in -o $out",
         "cudalink": f"{quoted(link)} $in -o $out {quoted(cudart(tools)) if tools.nvcc else ''}",
     }
     text = ["ninja_required_version = 1.5"]
@@ -209,16 +219,15 @@ def build_file(tools: Tools, folder: Path, targets: dict[str, Path]) -> str:
         text += [f"rule {name}", f"  command = {command}"]
         text += ["  depfile = $out.d", "  deps = gcc"] if "$out.d" in command else []
     for kind, target in targets.items():
-        sources = {ROOT / "csrc" / f"bindings_{kind}.cpp": "binding"}
+        cuda = "cuda" if kind == "cuda" else ""
+        sources = {ROOT / "csrc" / f"bindings_{kind}.cpp": f"{cuda}binding"}
         sources |= dict.fromkeys(sorted((ROOT / "csrc" / kind).glob("*.cpp")), "cxx")
         sources |= dict.fromkeys(sorted((ROOT / "csrc" / kind).glob("*.cu")), "nvcc")
         objects = []
         for source, rule in sources.items():
             objects.append(escaped(folder / f"{kind}_{source.name}.o"))
             text.append(f"build {objects[-1]}: {rule} {escaped(source)}")
-        text.append(
-            f"build {escaped(target)}: {'cudalink' if kind == 'cuda' else 'link'} {' '.join(objects)}"
-        )
+        text.append(f"build {escaped(target)}: {cuda}link {' '.join(objects)}")
     return "\n".join(text) + "\n"
 
 
@@ -259,7 +268,7 @@ class NinjaBuild(build_ext):
         if self.report["cpu"]["built"]:
             self.report["cpu"] |= {"compiler": shlex.join(tools.cxx), "openmp": bool(tools.openmp)}
         if self.report["cuda"]["built"]:
-            self.report["cuda"] |= {"architectures": tools.gencode}
+            self.report["cuda"] |= {"architectures": tools.code}
 
     def ninja(self, tools: Tools, targets: dict[str, Path]) -> dict[str, str]:
         """Build `targets`; returns the reason for each that failed."""

@@ -6,6 +6,10 @@
 
 #include "cuda/topk_mask.h"
 
+#ifndef LOTTERYKIT_CUDA_CODE
+#error "setup.py defines LOTTERYKIT_CUDA_CODE, the comma-separated architectures that it gives to nvcc"
+#endif
+
 namespace py = pybind11;
 using namespace lotterykit;
 
@@ -25,6 +29,8 @@ void bound_topk_mask(uintptr_t table, int64_t count, int64_t chunks, bool is_dou
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "Native CUDA kernels of lotterykit; use lotterykit.ops, which validates.";
+  // Machine code ("sm_90a") and PTX ("compute_100") inside, for lotterykit.ops.dispatch.
+  m.attr("CODE") = py::str(LOTTERYKIT_CUDA_CODE).attr("split")(",");
   m.attr("CHUNK") = topk_chunk;
   m.attr("TOPK_WORKSPACE_BYTES") = sizeof(TopkWorkspace);
   m.def("topk_mask", &bound_topk_mask, py::arg("table"), py::arg("count"), py::arg("chunks"), py::arg("is_double"),

@@ -6,25 +6,30 @@ Heavy imports wait until a command needs them: `--help` loads neither torch nor 
 
 from __future__ import annotations
 
+import os
+import select
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from lotterykit import __version__
 from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
-from lotterykit.experiments.flags import GridFlags
-
-if TYPE_CHECKING:
-    from lotterykit.experiments.sweep import Sweep
+from lotterykit.experiments.flags import GridFlags, figure_numbers
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
-SHOWN_FAILURES = 3
+ALLOCATOR_WORDS = ("allocate", "out of memory", "not enough memory", "overflow")  # of torch's RuntimeErrors
+COMMAS = "several values of a flag are joined by commas: --density .1,.2"
 
 app = App(
-    name="lotterykit", help="Lottery-ticket research: plant, prune, sweep, compare.", version=__version__
+    name="lotterykit",
+    help="Lottery-ticket research: plant, prune, sweep, compare.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 sweep = App(name="sweep", help="Run a grid of cells into a store; look at it, go on with it, export it.")
 app.command(sweep)
@@ -56,16 +61,19 @@ def run(
     executor
         local (worker processes) or inline (this process).
     """
+    from lotterykit.experiments.display import execute
     from lotterykit.experiments.spec import Grid, load_toml
     from lotterykit.experiments.sweep import Sweep
 
-    base = load_toml(spec) if spec is not None else Grid()
     fields, seeds = (grid or GridFlags()).fields()
+    if spec is not None and fields and not spec.exists():
+        raise ArgumentError(f"{spec}: no such file; {COMMAS}")
+    base = load_toml(spec) if spec is not None else Grid()
     if spec is None and not fields:
         raise ArgumentError("nothing to run: give a TOML file, or at least --task, --method and --density")
     seeds = base.seeds if seeds is None else seeds
     whole = Grid(spec=base.spec, grid={**base.grid, **fields}, seeds=seeds, oracle=oracle and base.oracle)
-    return _execute(Sweep.of(whole.cells(), runner=runner), store, workers, executor)
+    return execute(Sweep.of(whole.cells(), runner=runner), store, workers, executor)
 
 
 @sweep.command
@@ -77,6 +85,7 @@ def resume(
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
     """Go on with every sweep that was started on STORE: run what is missing, failed or damaged."""
+    from lotterykit.experiments.display import execute
     from lotterykit.experiments.store import Store
     from lotterykit.experiments.sweep import Sweep
 
@@ -84,12 +93,13 @@ def resume(
         cells = opened.planned()
     if not cells:
         raise ArgumentError(f"{store}: no sweep was ever started on it")
-    return _execute(Sweep.of(cells, runner=runner), store, workers, executor)
+    return execute(Sweep.of(cells, runner=runner), store, workers, executor)
 
 
 @sweep.command
 def status(store: Path) -> int:
     """How many cells of STORE are wanted, done, damaged, failed and missing."""
+    from lotterykit.experiments.display import resume_command
     from lotterykit.experiments.store import Store
 
     with Store(store) as opened:
@@ -102,18 +112,20 @@ def status(store: Path) -> int:
     for key, (error, attempts) in failed.items():
         print(f"  failed  {key[:12]} after {attempts} tries: {error}")
     if len(good) < len(cells):
-        print(f"go on with: lotterykit sweep resume {store}")
+        print(f"go on with: {resume_command(store)}")
     return 0
 
 
 @sweep.command
 def export(store: Path, out: Path) -> int:
     """Write the rows of STORE to OUT, a .csv or .jsonl file."""
+    from lotterykit.experiments.display import tell_damaged
     from lotterykit.experiments.export import export as write
     from lotterykit.experiments.store import Store
 
     with Store(store) as opened:
         count = write(opened, out)
+        tell_damaged(opened)
     print(f"{count} rows in {out}")
     return 0
 
@@ -121,10 +133,14 @@ def export(store: Path, out: Path) -> int:
 @app.command
 def report(store: Path, *, out: Path = Path("report"), title: str = "Plant 'n' Seek") -> int:
     """Write the HTML report of STORE, with its figures and their CSV files, into the folder OUT."""
+    from lotterykit import reports
+    from lotterykit.experiments.display import tell_damaged
     from lotterykit.experiments.store import Store
 
+    reports.check_ready()
     with Store(store) as opened:
         rows = list(opened.rows())
+        tell_damaged(opened)
     newest = max((row.get("results_version", 0) for row in rows), default=0)
     current = [row for row in rows if row.get("results_version", 0) == newest]
     if len(current) < len(rows):
@@ -137,7 +153,7 @@ def reproduce(
     study: str,
     *,
     quick: bool = False,
-    figure: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    figure: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     store: Path | None = None,
     out: Path | None = None,
     workers: int | None = None,
@@ -163,29 +179,39 @@ def reproduce(
     dry_run
         Only forecast time and memory.
     """
+    from lotterykit import reports
     from lotterykit.experiments import paper
+    from lotterykit.experiments.display import execute, tell_damaged
+    from lotterykit.experiments.folder import made_folder
+    from lotterykit.experiments.store import Store, check_writable
     from lotterykit.experiments.sweep import Sweep
 
     if study not in STUDIES:
         raise unknown_name("study", study, STUDIES)
     if quick and figure:
         raise ArgumentError("--quick and --figure exclude each other: quick is no figure of the paper")
-    cells = paper.quick() if quick else paper.cells(figure or None)
+    numbers = figure_numbers(figure)
+    cells = paper.quick() if quick else paper.cells(numbers or None)
+    flags = {"figure": ",".join(map(str, numbers)), "store": store, "out": out, "workers": workers}
+    given = (f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value)
+    again = " ".join(["lotterykit reproduce", study, *["--quick"] * quick, *given])
     store, out = store or Path(f"{study}.sqlite"), out or Path(study)
-    what = "quick" if quick else f"figures {', '.join(map(str, figure or paper.FIGURES))}"
+    what = "quick" if quick else f"figures {', '.join(map(str, numbers or paper.FIGURES))}"
     whole = Sweep.of(cells, runner=runner)
     if dry_run:
         print(whole.forecast(workers=workers, store=store))
         return 0
-    _make_folder(out)
-    code = _execute(whole, store, workers, "local")
-    if code not in (0, 1):
-        return code
-    from lotterykit.experiments.store import Store
-
-    with Store(store) as opened:
-        rows = list(opened.rows(cells))
-    return _report(rows, out, f"Plant 'n' Seek, {what}") or code
+    reports.check_ready()
+    check_writable(store)
+    with made_folder(out):
+        code = execute(whole, store, workers, "local", again)
+        if code not in (0, 1):
+            return code
+        with Store(store) as opened:
+            rows = list(opened.rows(cells))
+            tell_damaged(opened, cells, again)
+        sections = None if quick else paper.sections(numbers or None)
+        return _report(rows, out, f"Plant 'n' Seek, {what}", sections) or code
 
 
 @app.command(name="list")
@@ -224,68 +250,61 @@ def doctor() -> int:
 STUDIES = ("plant-n-seek",)
 
 
-def _execute(whole: Sweep, store: Path, workers: int | None, executor: str) -> int:
-    """Forecast, run, say what happened; the exit status."""
-    from lotterykit.experiments.display import show_progress
-    from lotterykit.experiments.executors import find_executor
-    from lotterykit.experiments.forecast import say_seconds
-
-    find_executor(executor)
-    expected = whole.forecast(workers=workers, store=store)
-    done = len(whole.cells) - expected.cells
-    if done:
-        print(f"{done} of {len(whole.cells)} cells are done already", flush=True)
-    if expected.cells:
-        print(f"forecast for {expected}", flush=True)
-    try:
-        with show_progress() as progress:
-            result = whole.run(executor, workers, store, progress=progress)
-    except KeyboardInterrupt:
-        print(f"stopped; go on with: lotterykit sweep resume {store}", file=sys.stderr)
-        return 130
-    for cell, fault in result.repaired.items():
-        print(f"run again, its row was damaged: {cell.key()[:12]}: {fault}", file=sys.stderr)
-    for failed in result.failed[:SHOWN_FAILURES]:
-        print(
-            f"failed: {failed.cell.key()[:12]} after {failed.attempts} tries: {failed.error}", file=sys.stderr
-        )
-    if result.failed:
-        print(f"{len(result.failed)} cells failed: lotterykit sweep status {store}", file=sys.stderr)
-
-    print(
-        f"{result.ran} cells run in {say_seconds(result.seconds)}, {result.reused} reused: {store}",
-        flush=True,
-    )
-    return 1 if result.failed else 0
-
-
-def _report(rows: list[dict[str, Any]], out: Path, title: str) -> int:
+def _report(
+    rows: list[dict[str, Any]], out: Path, title: str, figures: list[dict[str, Any]] | None = None
+) -> int:
     from lotterykit import reports
 
-    page = reports.write_report(rows, out, title=title)
+    page = reports.write_report(rows, out, title=title, figures=figures)
     print(reports.summary_table(rows))
     print(f"\nreport: {page}")
     return 0
-
-
-def _make_folder(path: Path) -> None:
-    """Make the folder of a report before hours of work, not after. Raises `ArgumentError`."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"{path}: {error.strerror or error}") from None
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit status."""
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, LotterykitError, ValueError, OSError) as error:
-        print(f"lotterykit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
     except KeyboardInterrupt:
+        print("lotterykit: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as a shell calls what SIGPIPE ended
+        line = _one_line(error)
+        if line is None:
+            raise
+        print(f"lotterykit: {line}", file=sys.stderr)
+        return 2
     return code if isinstance(code, int) else 0
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to say of an error that has a reason outside this program; None for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnknownOptionError) and error.argument_collection is not None:
+        flags = [a.name for a in error.argument_collection if a.show and a.name.startswith("--")]
+        return f"{text} Valid: {', '.join(flags)}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{text} ({COMMAS})"
+    if isinstance(error, CycloptsError | LotterykitError | ValueError | OSError):
+        return text
+    allocator = isinstance(error, RuntimeError) and any(word in text.lower() for word in ALLOCATOR_WORDS)
+    if isinstance(error, MemoryError | OverflowError) or allocator:
+        return f"too large for this machine: {text or 'out of memory'}"
+    return None
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout's reader is gone, as after `| head`; what is left to print then goes nowhere."""
+    out = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(out, 0)
+    gone = bool(poll.poll(0))  # an error or a hang-up, which are always told
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone
 
 
 def main() -> None:

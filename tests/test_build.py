@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,63 @@ def test_the_build_is_incremental_and_a_failure_leaves_a_reason(checkout):
     assert not report["cpu"]["built"]
     assert "broken on purpose" in report["cpu"]["reason"]
     assert libraries(checkout) == []  # the library of the earlier build is gone
+
+
+OUT_OF_BOUNDS = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("lotterykit._cpu", sys.argv[1])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+from lotterykit.ops.topk_mask import tie_rank
+n, seed = 14_000_000, 5
+draws = torch.arange(int(n ** (2 / 3)))
+jitter = tie_rank(draws, seed).double() * 2.0**-32
+x = torch.randn(n).clamp(-9, 9)
+sampled = ((draws.double() + jitter) * (n / len(draws))).long().clamp(max=n - 1)
+x[sampled] = torch.where(draws % 2 == 0, 10.0, -10.0)
+x[int(n * 0.45):] = float("nan")
+mask = torch.empty(n, dtype=torch.bool)
+print(native.topk_mask([x.data_ptr()], [], [mask.data_ptr()], [n], False, n // 2, seed, 1)[0])
+"""
+
+
+@needs_cxx
+def test_native_code_keeps_its_bounds_where_nan_outnumber_the_rest(checkout):
+    """With a checked operator[]: fewer numbers than k, and the first pass gives up before it meets a NaN."""
+    build(checkout, LOTTERYKIT_NO_CUDA="1", CXXFLAGS="-D_GLIBCXX_ASSERTIONS -O1")
+    (library,) = (checkout / "lotterykit").glob("_cpu*.so")
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_BOUNDS, library], capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.returncode) == ("nan\n", 0), done.stderr
+
+
+@needs_setuptools
+def test_an_old_setuptools_is_refused_in_one_line(checkout):
+    code = "import runpy, setuptools; setuptools.__version__ = '70.1.0'; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("lotterykit: building needs setuptools >= 77, found 70.1.0")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@needs_setuptools
+@pytest.mark.parametrize(
+    ("known", "code"),
+    [
+        ("80 90 100 120", ["sm_80", "sm_90a", "sm_100", "compute_100"]),
+        ("75 80 86 90", ["sm_80", "sm_90a", "compute_90"]),
+        ("75 80 86", ["sm_80", "compute_80"]),
+    ],
+)
+def test_the_ptx_is_of_an_architecture_that_newer_devices_can_use(known, code, tmp_path, monkeypatch):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\nfor known in {known}; do echo sm_$known; done\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("NVCC", str(nvcc))
+    monkeypatch.delenv("LOTTERYKIT_NO_CUDA", raising=False)
+    monkeypatch.setattr("setuptools.setup", lambda **options: None)
+    assert runpy.run_path(str(ROOT / "setup.py"))["find_nvcc"]() == ([str(nvcc)], code)
 
 
 @needs_setuptools

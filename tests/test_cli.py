@@ -15,7 +15,9 @@ import pytest
 
 from lotterykit import __version__
 from lotterykit.cli import invoke
+from lotterykit.errors import LotterykitError
 from lotterykit.experiments.schema import SCHEMA_VERSION
+from lotterykit.experiments.store import Store
 
 RUNNERS = Path(__file__).parent / "experiments"
 
@@ -53,6 +55,20 @@ def refused(capsys, *command):
         (["swep"], 'Did you mean "sweep"'),
         (["sweep", "rum"], 'Did you mean "run"'),
         (["sweep", "run", "--taks", "circle"], "Did you mean --task"),
+        (["sweep", "run", "--bogus", "3"], "Valid: --spec, --task, --method, --density"),
+        (["doctor", "--bogus"], "Unknown option: --bogus"),
+        (["sweep", "run", "--task", "relu", "--density", ".1", ".2"], "--density .1,.2"),
+        (["sweep", "run", "--task", "relu", "--density", ".1", ".2", ".3"], "--density .1,.2"),
+        (sweep(seeds=","), "seeds has no value"),
+        (sweep(width="200000"), "width must be less than or equal to 100000, got 200000"),
+        (sweep(width="9" * 23), "width must be less than or equal to 100000"),
+        (sweep(width="9" * 5000), "width must be"),
+        (sweep(samples="9" * 26), "samples must be less than or equal to 100000000"),
+        (sweep(rounds="1000000000"), "rounds must be less than"),
+        (sweep(depth="100000"), "depth must be less than or equal to 1000"),
+        ([*sweep(), "--batch-size", "100000000000"], "batch_size must be less than"),
+        (sweep(task="relu", noise="1e308"), "noise must be less than"),
+        (sweep(width="100000"), "of memory"),
         (["sweep", "run"], "nothing to run"),
         (["sweep", "run", "no.toml"], "no.toml: No such file"),
         (["sweep", "run", "--task", "circle"], "method is missing"),
@@ -78,6 +94,9 @@ def refused(capsys, *command):
         (["reproduce", "plant-n-sek"], "did you mean 'plant-n-seek'"),
         (["reproduce", "plant-n-seek", "--figure", "8"], "unknown figure '8'"),
         (["reproduce", "plant-n-seek", "--figure", "x"], "--figure"),
+        (["reproduce", "plant-n-seek", "--figure", "3,x"], "--figure takes numbers, as 3,4: got '3,x'"),
+        (["reproduce", "plant-n-seek", "--quick", "--store", "no/such"], "no does not exist"),
+        (["reproduce", "plant-n-seek", "--quick", "--store", "."], "is a directory"),
         (["reproduce", "plant-n-seek", "--quick", "--figure", "3"], "exclude each other"),
         (["reproduce", "plant-n-seek", "--quick", "--out", "/proc/x/y"], "/proc/x/y"),
         (["list", "method"], "did you mean 'methods'"),
@@ -146,6 +165,128 @@ def test_flags_win_over_the_toml_file(capsys, folder):
     assert "3 cells run" in capsys.readouterr().out
 
 
+def test_flags_supply_what_the_toml_file_lacks(capsys, folder):
+    (folder / "s.toml").write_text('[spec]\nmethod = "snip"\n')
+    assert "task is missing" in refused(capsys, "sweep", "run", "s.toml")
+    assert invoke(["sweep", "run", "s.toml", "--task", "relu", "--density", ".1", *FAKE]) == 0
+    (folder / "s.toml").write_text("[spec]\nseeds = 3\n")
+    assert "seeds belongs at the top" in refused(capsys, "sweep", "run", "s.toml", "--task", "relu")
+
+
+def test_a_comma_makes_a_list_of_one_seed(capsys):
+    assert invoke([*sweep(seeds="7,", density=".1"), "--no-oracle", *FAKE]) == 0
+    assert "2 cells run" in capsys.readouterr().out
+    with Store("runs.sqlite") as store:
+        assert {row["spec"]["seed"] for row in store.rows()} == {7}
+
+
+def test_a_forecast_that_fails_does_not_stop_the_sweep(capsys):
+    assert (
+        invoke([*sweep(seeds="3,4"), "--executor", "inline", "--runner", "fake_runner:raise_on_seed_3"]) == 1
+    )
+    out, err = capsys.readouterr()
+    assert "time unknown" in out
+    assert "5 cells run" in out
+    assert "5 cells failed" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "too large for this machine: out of memory"),
+        (OverflowError("cannot fit 'int'"), "too large"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes"), "too large"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory"), "too large"),
+    ],
+)
+def test_what_memory_cannot_hold_is_one_line(capsys, monkeypatch, error, says):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("lotterykit.experiments.sweep.Sweep.forecast", fail)
+    assert says in refused(capsys, *SWEEP, *FAKE)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("lotterykit.experiments.sweep.Sweep.forecast", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        invoke([*SWEEP, *FAKE])
+
+
+def test_a_long_forecast_says_that_it_measures_and_ctrl_c_stops_it(capsys, monkeypatch):
+    def measure(*args, **kwargs):
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lotterykit.experiments.display.MEASURING_SECONDS", 0.01)
+    monkeypatch.setattr("lotterykit.experiments.sweep.Sweep.forecast", measure)
+    assert invoke([*SWEEP, *FAKE]) == 130
+    assert capsys.readouterr().err == "measuring a few steps ...\nlotterykit: stopped\n"
+
+
+def test_a_store_in_use_is_refused_before_anything_is_measured(capsys, monkeypatch):
+    def measure(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr("lotterykit.experiments.sweep.Sweep.forecast", measure)
+    with Store("runs.sqlite", write=True):
+        assert "another process" in refused(capsys, *SWEEP, *FAKE)
+
+
+def test_damaged_rows_are_counted(capsys, folder):
+    pytest.importorskip("matplotlib")
+    assert invoke([*SWEEP, *FAKE]) == 0
+    with closing(sqlite3.connect("runs.sqlite")) as db, db:
+        db.execute("UPDATE cells SET digest = '' WHERE rowid <= 3")
+    capsys.readouterr()
+    says = "3 damaged rows left out: lotterykit sweep resume runs.sqlite\n"
+    assert invoke(["sweep", "export", "runs.sqlite", "out.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("7 rows in out.csv\n", says)
+    assert invoke(["report", "runs.sqlite"]) == 0
+    assert says in capsys.readouterr().err
+
+
+def test_without_matplotlib_nothing_is_computed(capsys, folder, monkeypatch):
+    def missing():
+        raise LotterykitError("reports need matplotlib")
+
+    monkeypatch.setattr("lotterykit.reports.check_ready", missing)
+    assert "matplotlib" in refused(capsys, "reproduce", "plant-n-seek", "--quick")
+    assert "matplotlib" in refused(capsys, "report", "runs.sqlite")
+    assert os.listdir(folder) == []
+
+
+def test_an_empty_report_folder_goes_again(capsys, folder, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lotterykit.experiments.sweep.Sweep.run", stop)
+    command = ["reproduce", "plant-n-seek", "--figure", "13", "--runner", "fake_runner:good", "--out", "a/b"]
+    assert invoke(command) == 130
+    assert os.listdir(folder) == []
+    again = "lotterykit reproduce plant-n-seek --figure 13 --out a/b"
+    assert capsys.readouterr().err == f"stopped; go on with: {again}\n"
+    (folder / "a").mkdir()
+    assert invoke(command) == 130
+    assert os.listdir(folder) == ["a"]
+
+
+def test_a_report_folder_that_cannot_be_written(capsys, folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    (folder / "out").mkdir()
+    monkeypatch.setattr("lotterykit.experiments.folder.tempfile.NamedTemporaryFile", full)
+    for out in ("out", "new"):
+        says = refused(capsys, "reproduce", "plant-n-seek", "--quick", "--out", out)
+        assert says == f"lotterykit: {out}: Permission denied\n"
+    assert os.listdir(folder) == ["out"]
+
+
 def test_failed_cells_give_status_1(capsys, folder):
     command = sweep(seeds="2,3", executor="inline", epochs="1")
     assert invoke([*command, "--runner", "fake_runner:raise_on_seed_3"]) == 1
@@ -157,12 +298,13 @@ def test_failed_cells_give_status_1(capsys, folder):
 
 def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):
     pytest.importorskip("matplotlib")
-    command = ["reproduce", "plant-n-seek", "--figure", "13", "--runner", "fake_runner:good"]
+    command = ["reproduce", "plant-n-seek", "--figure", "13,13", "--runner", "fake_runner:good"]
     assert invoke(command) == 0
     out = capsys.readouterr().out
     assert "forecast for 120 cells" in out
     assert "report: " in out
-    assert (folder / "plant-n-seek" / "index.html").exists()
+    page = (folder / "plant-n-seek" / "index.html").read_text()
+    assert "SynFlow with 100 scoring rounds" in page
     assert invoke([*command, "--dry-run"]) == 0
     assert "0 cells" in capsys.readouterr().out
     assert invoke(command) == 0
@@ -203,6 +345,16 @@ def test_bad_input_in_a_process_of_its_own():
     assert done.stderr == "lotterykit: nowhere: no such store\n"
 
 
+def test_output_that_nobody_reads_is_no_error():
+    words = f"{sys.executable} -m lotterykit list figures"
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | head -0; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout in ("141\n", "0\n")  # 0 where head is slower to go than we to print
+
+
 def test_ctrl_c_is_status_130_with_a_hint(folder):
     words = [*SWEEP, "--runner", "fake_runner:endless", "--workers", "2"]
     process = subprocess.Popen(
@@ -220,5 +372,7 @@ def test_ctrl_c_is_status_130_with_a_hint(folder):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "stopped; go on with: lotterykit sweep resume runs.sqlite\n"
+    assert err.removeprefix("measuring a few steps ...\n") == (
+        "stopped, 10 cells under way lost; go on with: lotterykit sweep resume runs.sqlite\n"
+    )
     assert sorted(os.listdir(folder)) == ["log", "runs.sqlite"]

@@ -195,7 +195,8 @@ class Selection {
     return size_t(after - blocks_.begin()) - 1;
   }
 
-  // Narrows [low, high] by histograms of all keys in it until its candidates fit. False where stopped.
+  // Narrows [low, high] by histograms of all keys in it until its candidates fit. False where stopped or where
+  // a NaN was met: NaNs alone lie outside the first bracket, so the counts then fall short of `inside`.
   bool bracket_by_histograms(int64_t k, int64_t competing, Key& low, Key& high) {
     int64_t inside = competing;
     while (inside > candidate_limit / 2 && low != high) {
@@ -213,6 +214,12 @@ class Selection {
       if (watch_.stopped()) return false;
       for (size_t t = 1; t < counts.size(); ++t)
         for (size_t j = 0; j < counts[t].size(); ++j) counts[0][j] += counts[t][j];
+      int64_t counted = 0;
+      for (const int64_t bin_count : counts[0]) counted += bin_count;
+      if (counted < inside) {
+        nan_ = true;
+        return false;
+      }
       size_t bin = counts[0].size() - 1;
       while (counts[0][bin] < k) k -= counts[0][bin--];
       inside = counts[0][bin];

@@ -184,10 +184,10 @@ void queue(const DeviceEntries* table, int64_t count, int64_t chunks, int64_t k,
 
 const char* topk_mask_cuda(const DeviceEntries* table, int64_t count, int64_t chunks, bool is_double, int64_t k,
                            uint64_t seed, TopkWorkspace* workspace, int device, void* stream) {
-  // This library's CUDA runtime is its own (static), and so is its idea of the current device.
-  int before = device, multiprocessors = 1;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
+  // This library's CUDA runtime is its own (static), and so is its idea of the current device. Restoring that
+  // idea would change the thread's context behind torch's runtime; the caller's guard restores torch's own.
+  int multiprocessors = 1;
+  cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) {
@@ -198,7 +198,6 @@ const char* topk_mask_cuda(const DeviceEntries* table, int64_t count, int64_t ch
     if (is_double) queue<double>(table, count, chunks, k, ties, workspace, grid, on);
     else queue<float>(table, count, chunks, k, ties, workspace, grid, on);
     error = cudaGetLastError();
-    cudaSetDevice(before);
   }
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -31,7 +31,8 @@ struct TopkWorkspace {
 
 // Same masks as the CPU's topk_mask. `table` (device) holds `count` rows, `chunks` chunks in all; `workspace`
 // (device, 8-byte aligned) needs no preparation. Queues everything on `stream` (a cudaStream_t) of `device`
-// and returns at once: null, or the text of a CUDA error.
+// and returns at once: null, or the text of a CUDA error. Leaves `device` current on the calling thread: call it
+// inside a guard of torch's for that device.
 const char* topk_mask_cuda(const DeviceEntries* table, int64_t count, int64_t chunks, bool is_double, int64_t k,
                            uint64_t seed, TopkWorkspace* workspace, int device, void* stream);
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -12,14 +12,9 @@ import torch
 
 from lotterykit.ops.dispatch import backends
 
-# extra -> the modules it brings
-EXTRAS = {"plot": ("matplotlib",), "test": ("pytest", "hypothesis", "scipy", "ruff", "mypy")}
-# what `experiments` and `cli` need beyond torch
-SWEEPS = ("pydantic", "cyclopts", "pebble", "rich")
-
 
 def report() -> list[str]:
-    """Lines "name: value": versions, processor, devices, each backend with the reason it lacks, extras."""
+    """Lines "name: value": versions, processor, devices, each backend with the reason it lacks, packages."""
     lines = [
         f"lotterykit: {_version('lotterykit')}",
         f"python: {platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -35,9 +30,27 @@ def report() -> list[str]:
     else:
         lines.append("gpu: torch sees no CUDA device")
     lines += [f"backend {name}: {reason or 'ok'}" for name, reason in backends().items()]
-    lines += [f"sweeps: {_missing(SWEEPS, 'lotterykit')}"]
-    lines += [f"extra {extra}: {_missing(names, f'lotterykit[{extra}]')}" for extra, names in EXTRAS.items()]
+    for extra, packages in required(metadata.requires("lotterykit") or []).items():
+        absent = [name for name in packages if _version(name) == "not installed"]
+        wanted = f"lotterykit[{extra}]" if extra else "lotterykit"
+        state = f"missing {', '.join(absent)}: pip install '{wanted}'" if absent else "ok"
+        lines.append(f"{f'extra {extra}' if extra else 'requirements'}: {state}")
     return lines
+
+
+def required(lines: list[str]) -> dict[str, list[str]]:
+    """Extra ("" for none) -> the packages it needs on this system, from a distribution's requirement lines.
+
+    >>> required(["torch>=2.11", 'matplotlib>=3.9; extra == "plot"'])
+    {'': ['torch'], 'plot': ['matplotlib']}
+    """
+    packages: dict[str, list[str]] = {}
+    for line in lines:
+        name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+        markers = dict(re.findall(r"(\w+) == ['\"](.*?)['\"]", line))
+        if markers.get("platform_system", platform.system()) == platform.system():
+            packages.setdefault(markers.get("extra", ""), []).append(name)
+    return packages
 
 
 def cpu_name() -> str:
@@ -55,8 +68,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _missing(modules: tuple[str, ...], requirement: str) -> str:
-    absent = [name for name in modules if importlib.util.find_spec(name) is None]
-    return f"missing {', '.join(absent)}: pip install '{requirement}'" if absent else "ok"

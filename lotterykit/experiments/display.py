@@ -1,16 +1,83 @@
-"""`show_progress`: a sweep's progress on a terminal, or a line now and then elsewhere."""
+"""`execute`: a sweep on a terminal, from its forecast over its progress to what became of it."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from lotterykit.experiments.executors import find_executor
 from lotterykit.experiments.forecast import say_seconds
-from lotterykit.experiments.sweep import Progress
+from lotterykit.experiments.spec import CellSpec
+from lotterykit.experiments.store import Store, check_writable
+from lotterykit.experiments.sweep import Progress, Sweep
 
+SHOWN_FAILURES = 3
+MEASURING_SECONDS = 2.0  # of the forecast, until it says that it is at work
 QUIET_SECONDS = 20.0  # between two lines where there is no terminal
+
+
+def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again: str | None = None) -> int:
+    """Forecast, run, say what happened; the exit status. `again` is the command that goes on."""
+    again = again or resume_command(store)
+    find_executor(executor)
+    check_writable(store)
+    measuring = threading.Timer(
+        MEASURING_SECONDS, print, ["measuring a few steps ..."], {"file": sys.stderr, "flush": True}
+    )
+    measuring.start()
+    try:
+        expected = whole.forecast(workers=workers, store=store)
+    finally:
+        measuring.cancel()
+    done = len(whole.cells) - expected.cells
+    if done:
+        print(f"{done} of {len(whole.cells)} cells are done already", flush=True)
+    if expected.cells:
+        print(f"forecast for {expected}", flush=True)
+    lost = 0
+
+    def note(progress: Progress) -> None:
+        nonlocal lost
+        lost = progress.running
+        show(progress)
+
+    try:
+        with show_progress() as show:
+            result = whole.run(executor, workers, store, progress=note)
+    except KeyboardInterrupt:
+        under_way = f", {lost} cell{'s' * (lost > 1)} under way lost" if lost else ""
+        print(f"stopped{under_way}; go on with: {again}", file=sys.stderr)
+        return 130
+    for cell, fault in result.repaired.items():
+        print(f"run again, its row was damaged: {cell.key()[:12]}: {fault}", file=sys.stderr)
+    for failed in result.failed[:SHOWN_FAILURES]:
+        print(
+            f"failed: {failed.cell.key()[:12]} after {failed.attempts} tries: {failed.error}", file=sys.stderr
+        )
+    if result.failed:
+        status = f"lotterykit sweep status {shlex.quote(str(store))}"
+        print(f"{len(result.failed)} cells failed: {status}; try again with: {again}", file=sys.stderr)
+    took = say_seconds(result.seconds)
+    print(f"{result.ran} cells run in {took}, {result.reused} reused: {store}", flush=True)
+    return 1 if result.failed else 0
+
+
+def resume_command(store: Path) -> str:
+    """What goes on with the sweeps of `store`."""
+    return f"lotterykit sweep resume {shlex.quote(str(store))}"
+
+
+def tell_damaged(store: Store, cells: list[CellSpec] | None = None, again: str | None = None) -> None:
+    """Say on stderr how many rows of `store` are left out because they are damaged."""
+    count = store.damaged(cells)
+    if count:
+        what = f"{count} damaged row{'s' * (count > 1)} left out"
+        print(f"{what}: {again or resume_command(store.path)}", file=sys.stderr)
 
 
 @contextmanager

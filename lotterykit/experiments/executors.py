@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,18 @@ def refuse_in_worker() -> None:
         )
 
 
+def need_main_file() -> None:
+    """Raises `ArgumentError` where spawned workers could not import the main module again: a script that
+    was piped into the interpreter names a file that is not there."""
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and path is not None and not os.path.exists(path):
+        raise ArgumentError(
+            f"worker processes import your script again, and {path} is no file: "
+            'save the script, or run with executor="inline"'
+        )
+
+
 def run_inline(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
     """Run the batches one after another in this process: for tests and debuggers."""
     run = load_runner(runner)
@@ -44,6 +57,7 @@ def run_inline(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, 
     while todo:
         task = todo.popleft()
         done = _share_of(task, report)
+        done(0.0)
         try:
             rows = run(task.cells, progress=done)
             problem: Exception | None = wrong_rows(task.cells, rows)
@@ -66,6 +80,7 @@ def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, r
     killed before it goes on. Raises `LotterykitError` where workers do not even start.
     """
     refuse_in_worker()
+    need_main_file()
     load_runner(runner)
     workers = max(1, min(workers, len(batches)))
     with _thread_settings(max(1, cores() // workers)) as threads:

@@ -1,9 +1,11 @@
-"""`GridFlags`: the grid of a sweep as command-line flags. Imports nothing, so that `--help` stays quick."""
+"""`GridFlags`: the grid of a sweep as command-line flags. Light, so that `--help` stays quick."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from lotterykit.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,26 @@ class GridFlags:
     reset: str | None = None
     """init, never, not-last (multi-shot)."""
     seeds: str | None = None
-    """How many seeds, or several of them: 3 is 0,1,2."""
+    """How many seeds, or which: 3 is 0,1,2, and 3, is the seed 3 alone."""
 
     def fields(self) -> tuple[dict[str, list[Any]], int | list[int] | None]:
         """The given flags as lists of values, and the seeds (a count or a list, None where not given)."""
         lists = {name: values(text) for name, text in asdict(self).items() if text is not None}
         seeds = lists.pop("seeds", None)
-        return lists, seeds[0] if seeds is not None and len(seeds) == 1 else seeds
+        count = seeds is not None and len(seeds) == 1 and "," not in (self.seeds or "")
+        return lists, seeds[0] if seeds is not None and count else seeds
 
 
 def values(text: str) -> list[Any]:
-    """The values of a flag: numbers, true and false where they look like them, else words.
+    """The values of a flag: numbers, true and false where they look like them, else words; nothing between
+    two commas is no value.
 
     >>> values(".1, truth,1,true")
     [0.1, 'truth', 1, True]
     """
     words = {"true": True, "false": False}
     found: list[Any] = []
-    for part in (p.strip() for p in text.split(",")):
+    for part in filter(None, (p.strip() for p in text.split(","))):
         for kind in (int, float):
             try:
                 found.append(kind(part))
@@ -79,3 +83,12 @@ def values(text: str) -> list[Any]:
         else:
             found.append(words.get(part.lower(), part))
     return found
+
+
+def figure_numbers(figures: list[str] | None) -> list[int]:
+    """The numbers of `--figure 3 4` and `--figure 3,4`, each once. Raises `ArgumentError`."""
+    texts = [text.strip() for word in figures or () for text in word.split(",")]
+    try:
+        return list(dict.fromkeys(int(text) for text in texts if text))
+    except ValueError:
+        raise ArgumentError(f"--figure takes numbers, as 3,4: got {' '.join(figures or ())!r}") from None

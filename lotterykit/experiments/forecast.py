@@ -1,169 +1,188 @@
-"""`forecast`: how long a sweep will take and how much memory and disk, from a few measured steps a shape."""
+"""`forecast`: how long a sweep will take and how much memory and disk; `work`: a guess of a cell's cost."""
 
 from __future__ import annotations
 
 import itertools
-import time
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.spec import CellSpec
-from lotterykit.experiments.tasks import load_runner
 
 INPUTS_OUTPUTS = {"circle": (2, 4), "relu": (1, 1), "helix": (1, 3)}
 WORKER_BYTES = 330 << 20  # a process with torch loaded and nothing else
 ROW_BYTES = 12_000  # of the store, a cell
 START_SECONDS = 3.0  # until a spawned worker has loaded torch
-MEASURED_STEPS = 30
-TRUTH_DENSITY = 0.01  # stands for "truth" where only the cost matters
+EVALUATED = 4096  # samples that are evaluated at once
+
+# Guesses in seconds for one core; they order batches, bound them and say what is too dear to be measured.
+# `calibrate` measures what a forecast tells. Taken at widths 100 to 1000 on a core of 3e10 flop/s.
+LAYER_SECONDS = 2e-5  # calls of a training step, a layer and cell of a batch
+FLOP_SECONDS = 1 / 3e10
+WEIGHT_SECONDS = 2e-9  # the optimizer, a weight and step
+SCORE_SECONDS = 1.5e-7  # scoring and selecting, a weight and round
+CELL_SECONDS = 5e-3  # planting and the rest that every cell needs
+PLANT_SECONDS = 1.5e-7  # planting and copying, a weight
+SAMPLE_SECONDS = 2e-7  # drawing, a sample
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What `calibrate` measured, in seconds: a training step of the whole batch; a cell beside training."""
+    """Seconds of a training step of the whole batch, of a scoring round of a cell, and of what a cell needs
+    beside them."""
 
     step: float
     cell: float
+    round: float = 0.0
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Time in seconds, memory (all processes together) and disk in bytes."""
+    """Time in seconds (None: unknown), memory (all processes together) and disk in bytes."""
 
     cells: int
     workers: int
-    seconds: float
+    seconds: float | None
     memory: int
     disk: int
 
     def __str__(self) -> str:
         workers = f"{self.workers} worker{'s' * (self.workers != 1)}"
+        time = "time unknown" if self.seconds is None else f"about {say_seconds(self.seconds)}"
         return (
-            f"{self.cells} cells: about {say_seconds(self.seconds)} with {workers}, "
+            f"{self.cells} cells: {time} with {workers}, "
             f"about {say_bytes(self.memory)} of memory, {say_bytes(self.disk)} on disk"
         )
 
 
+def train_samples(cell: CellSpec) -> int:
+    """Training samples; the last tenth is the test split."""
+    return cell.samples - cell.samples // 10
+
+
 def steps(cell: CellSpec) -> int:
-    """Optimizer steps of a cell; the last tenth of the samples is the test split."""
-    epochs = cell.epochs + (cell.shots * cell.shot_epochs if cell.pipeline == "multi-shot" else 0)
-    train = cell.samples - cell.samples // 10
-    return epochs * -(-train // cell.batch_size)
+    """Optimizer steps of a cell."""
+    epochs = cell.epochs + (cell.shots * cell.shot_epochs if _searches_in_shots(cell) else 0)
+    return epochs * -(-train_samples(cell) // cell.batch_size)
+
+
+def rounds(cell: CellSpec) -> int:
+    """Scoring rounds of a cell, over all shots."""
+    return 0 if cell.method == "oracle" else cell.rounds * (cell.shots if _searches_in_shots(cell) else 1)
+
+
+def _searches_in_shots(cell: CellSpec) -> bool:
+    return cell.pipeline == "multi-shot" and cell.method != "oracle"
 
 
 def parameters(cell: CellSpec) -> int:
     """Weights and biases of the mother network."""
-    widths = _widths(cell)
-    return sum(a * b + b for a, b in itertools.pairwise(widths))
+    return sum(a * b + b for a, b in itertools.pairwise(widths(cell)))
+
+
+def guess_step(cell: CellSpec) -> float:
+    """Seconds of a training step of a cell alone on a core, roughly."""
+    flops = 6 * min(cell.batch_size, train_samples(cell)) * FLOP_SECONDS
+    return LAYER_SECONDS * cell.depth + parameters(cell) * (flops + WEIGHT_SECONDS)
+
+
+def guess_cell(cell: CellSpec) -> float:
+    """Seconds of a cell beside training and scoring, roughly: data, planting, evaluating twice."""
+    evaluated = cell.samples // 10 if cell.task == "circle" else cell.samples
+    weight = PLANT_SECONDS + 4 * evaluated * FLOP_SECONDS
+    return CELL_SECONDS + cell.samples * SAMPLE_SECONDS + parameters(cell) * weight
+
+
+def guess_round(cell: CellSpec) -> float:
+    """Seconds of a scoring round of a cell, roughly."""
+    return parameters(cell) * SCORE_SECONDS
 
 
 def work(cell: CellSpec) -> float:
-    """A cell's cost in arbitrary units: orders batches and weighs progress, no more."""
-    scoring = cell.rounds * (cell.shots if cell.pipeline == "multi-shot" else 1)
-    return (steps(cell) + scoring) * (parameters(cell) + 3e4)
+    """A cell's seconds on a core, roughly: orders and bounds batches and weighs progress, no more."""
+    return steps(cell) * guess_step(cell) + rounds(cell) * guess_round(cell) + guess_cell(cell)
 
 
 def forecast(
-    batches: Sequence[Sequence[CellSpec]], *, workers: int, calibrate: Callable[[Sequence[CellSpec]], Cost]
+    batches: Sequence[Sequence[CellSpec]],
+    *,
+    workers: int,
+    calibrate: Callable[[Sequence[CellSpec]], Cost | None],
 ) -> Forecast:
-    """The forecast for `batches` (`spec.group`); `calibrate` is asked once for each shape of batch."""
+    """The forecast for `batches` (`spec.group`); `calibrate` is asked once for each shape of batch, and
+    says None where it cannot tell."""
     if workers < 1:
         raise ArgumentError(f"workers must be at least 1, got {workers}")
-    costs: dict[tuple, Cost] = {}
-    seconds = []
+    costs: dict[tuple, Cost | None] = {}
+    seconds: list[float] = []
     for batch in batches:
         first = batch[0]
-        shape = (first.pipeline, first.task, first.depth, first.width, first.recipe_key(), first.rounds)
+        shape = (first.pipeline, first.task, first.depth, first.width, first.recipe_key())
         if shape not in costs:
             costs[shape] = calibrate(batch)
         cost = costs[shape]
-        scored = first.shots if first.pipeline == "multi-shot" else 1
-        seconds.append(cost.step * steps(first) + cost.cell * scored * len(batch))
+        if cost is not None:
+            scored = sum(map(rounds, batch))
+            trained = cost.step * max(map(steps, batch))
+            seconds.append(trained + cost.cell * len(batch) + cost.round * scored)
     cells = sum(len(batch) for batch in batches)
     workers = max(1, min(workers, len(batches)))
-    total = START_SECONDS + max(sum(seconds) / workers, max(seconds)) if seconds else 0.0
-    largest = max((batch_bytes(batch) for batch in batches), default=0)
-    memory = (workers + 1) * WORKER_BYTES + workers * largest if cells else 0
-    return Forecast(cells, workers, total, memory, cells * ROW_BYTES)
+    total: float | None = START_SECONDS + max(sum(seconds) / workers, max(seconds)) if seconds else 0.0
+    if None in costs.values():
+        total = None
+    return Forecast(cells, workers, total, _memory(batches, workers), cells * ROW_BYTES)
+
+
+def _memory(batches: Sequence[Sequence[CellSpec]], workers: int) -> int:
+    if not batches:
+        return 0
+    return (workers + 1) * WORKER_BYTES + workers * max(map(batch_bytes, batches))
 
 
 def batch_bytes(batch: Sequence[CellSpec]) -> int:
     """Memory of the arrays of a batch: data, weights with gradients and Adam state, activations."""
     first = batch[0]
     seeds = len({(cell.seed, cell.gain, cell.noise) for cell in batch})
-    hidden = sum(_widths(first))
-    data = 4 * first.samples * (_widths(first)[0] + 2 * _widths(first)[-1])
+    data = 4 * first.samples * (widths(first)[0] + 2 * widths(first)[-1])
+    order = 8 * first.samples
     network = 4 * parameters(first) * 12
-    activations = 4 * 2 * hidden * max(first.batch_size, first.samples // 10)
-    return seeds * data + len(batch) * (network + activations + data)
+    at_once = max(min(first.batch_size, train_samples(first)), min(EVALUATED, first.samples))
+    activations = 4 * 2 * sum(widths(first)) * at_once
+    return seeds * data + len(batch) * (network + activations + data + order)
 
 
-def calibrator(runner: str, threads: int) -> Callable[[Sequence[CellSpec]], Cost]:
-    """A `calibrate` that times, in this process, a few training steps of a batch's shape, and `runner`
-    without training."""
-
-    def calibrate(batch: Sequence[CellSpec]) -> Cost:
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            return Cost(_step_seconds(batch), _cell_seconds(batch, runner))
-        finally:
-            torch.set_num_threads(before)
-
-    return calibrate
-
-
-def _step_seconds(batch: Sequence[CellSpec]) -> float:
-    import torch
-
-    from lotterykit.training.recipe import Recipe, Split
-    from lotterykit.training.replicas import RunSpec, train_replicas
-
-    widths = _widths(batch[0])
-    generator = torch.Generator().manual_seed(0)
-
-    def spec(cell: CellSpec, count: int) -> RunSpec:
-        n = count * cell.batch_size
-        x = torch.rand(n, widths[0], generator=generator)
-        y = torch.rand(n, widths[-1], generator=generator)
-        loss = "mse"
-        if cell.task == "circle":
-            y, loss = y.argmax(1), "cross_entropy"
-        density = TRUTH_DENSITY if cell.density == "truth" else cell.density
-        masks = {
-            f"{2 * i}.weight": torch.rand(b, a, generator=generator) <= density
-            for i, (a, b) in enumerate(itertools.pairwise(widths))
-        }
-        recipe = Recipe(loss, epochs=1, batch_size=cell.batch_size, lr=cell.lr)
-        return RunSpec(tuple(widths), Split(x, y, x[:1], y[:1]), recipe, masks=masks)
-
-    train_replicas([spec(cell, 2) for cell in batch])
-    specs = [spec(cell, MEASURED_STEPS) for cell in batch]
-    began = time.perf_counter()
-    train_replicas(specs)
-    return (time.perf_counter() - began) / MEASURED_STEPS
+def check_memory(batches: Sequence[Sequence[CellSpec]], workers: int) -> None:
+    """Raises `ArgumentError` where the dearest batches, one a worker, exceed the machine's memory."""
+    workers = max(1, min(workers, len(batches)))
+    needed, there = _memory(batches, workers), available_bytes()
+    if there is None or needed <= there:
+        return
+    dearest = max(batches, key=batch_bytes)
+    first = dearest[0]
+    alone = _memory([dearest], 1) <= there
+    raise ArgumentError(
+        f"{workers} worker{'s' * (workers > 1)} would need about {say_bytes(needed)} of memory (width "
+        f"{first.width}, depth {first.depth}, batch_size {first.batch_size}, {first.samples} samples), "
+        f"{say_bytes(there)} are free" + (": take fewer workers" if workers > 1 and alone else "")
+    )
 
 
-def _cell_seconds(batch: Sequence[CellSpec], runner: str) -> float:
-    """Planting, scoring and evaluating, a cell: the runner on one seed's cells with no training."""
-    first = batch[0]
-    cells: list[CellSpec] = []
-    for cell in batch:
-        if cell.seed == first.seed and cell.method not in {c.method for c in cells}:
-            cells.append(CellSpec(**{**cell.model_dump(), "epochs": 0, **_no_shots(cell)}))
-    began = time.perf_counter()
-    load_runner(runner)(cells)
-    return (time.perf_counter() - began) / len(cells)
+def available_bytes() -> int | None:
+    """Memory that this machine could give to new processes, where it tells."""
+    with suppress(OSError, ValueError, IndexError):  # elsewhere than on Linux, what is installed has to do
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    with suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
-def _no_shots(cell: CellSpec) -> dict[str, int]:
-    return {"shots": 1, "shot_epochs": 0} if cell.pipeline == "multi-shot" else {}
-
-
-def _widths(cell: CellSpec) -> list[int]:
+def widths(cell: CellSpec) -> list[int]:
+    """Neurons of each layer, inputs first."""
     inputs, outputs = INPUTS_OUTPUTS[cell.task]
     return [inputs, *[cell.width] * (cell.depth - 2), outputs]
 

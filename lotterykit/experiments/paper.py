@@ -25,12 +25,16 @@ SMALL_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of P0: the `fields` of its grid, and how many seeds ("runs", "repetitions") it takes."""
+    """One figure of P0: the `fields` of its grid, and how many seeds ("runs", "repetitions") it takes.
+
+    `overlay` is the field that the figure compares, drawn as line styles in one panel.
+    """
 
     number: int
     title: str
     seeds: int
     fields: dict[str, Any] = field(default_factory=dict)
+    overlay: str | None = None
 
     def cells(self, seeds: int | None = None) -> list[CellSpec]:
         """Every cell of the figure with its oracle rows, for its own number of seeds unless told."""
@@ -66,6 +70,18 @@ def find_figure(number: int) -> Figure:
     return FIGURES[number]
 
 
+def sections(numbers: Iterable[int] | None = None) -> list[dict[str, Any]]:
+    """The figures `numbers` (all, by default) as `reports.write_report` takes them: a section each.
+
+    {"number", "title", "overlay", "keys": the keys of its cells}; raises `ArgumentError` as `cells` does.
+    """
+    wanted = dict.fromkeys(FIGURES if numbers is None else numbers)
+    return [
+        {"number": f.number, "title": f.title, "overlay": f.overlay, "keys": [c.key() for c in f.cells()]}
+        for f in map(find_figure, wanted)
+    ]
+
+
 def reduced(figure: Figure) -> list[CellSpec]:
     """A tiny version of a figure: 1 seed, its first and last method, 2 densities, short training."""
     methods = list(_axes(**figure.fields)["method"])
@@ -89,7 +105,8 @@ FIGURES: dict[int, Figure] = {
     for figure in (
         Figure(3, "Singleshot results", 25, _SINGLE | {"gain": [1.0, 0.5, 0.0]}),
         Figure(4, "Multishot results", 10, _MULTI),
-        Figure(7, "Finetuning vs initialization", 10, _MULTI | {"reset": ["init", "never", "not-last"]}),
+        Figure(7, "Finetuning vs initialization", 10, _MULTI | {"reset": ["init", "never", "not-last"]},
+               overlay="reset"),
         Figure(9, "Singleshot results, depth 3", 25, _SINGLE | {"depth": 3}),
         Figure(10, "Singleshot results, depth 5", 25, _SINGLE | {"depth": 5}),
         Figure(11, "Singleshot results, depth 10", 25, _SINGLE | {"depth": 10}),
@@ -98,7 +115,8 @@ FIGURES: dict[int, Figure] = {
         Figure(13, "SynFlow with 100 scoring rounds", 10,
                _SINGLE | {"task": "circle", "method": ["synflow"], "rounds": 100, "depth": 6}),
         Figure(14, "Varying noise, multishot", 10,
-               _MULTI | {"task": "circle", "depth": 6, "noise": [0.0, 0.001, 0.01, 0.1]}),
+               _MULTI | {"task": "circle", "depth": 6, "noise": [0.0, 0.001, 0.01, 0.1]},
+               overlay="noise"),
         Figure(15, "Multishot with local pruning", 10, _MULTI | {"task": "circle", "scope": "local"}),
     )
 }  # fmt: skip

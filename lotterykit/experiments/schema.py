@@ -31,6 +31,8 @@ def check_path(path: Path, write: bool) -> bool:
         if path.is_dir():
             raise StoreError(f"{path}: is a directory, not a store")
         if not path.exists():
+            if path.is_symlink():
+                raise StoreError(f"{path}: a link to {os.readlink(path)}, which does not exist")
             if not write:
                 raise StoreError(f"{path}: no such store")
             if not path.parent.is_dir():
@@ -100,6 +102,7 @@ def connect(path: Path, write: bool) -> sqlite3.Connection:
     else:  # nobody can be writing into a read-only folder, so no log is needed
         modes = ["mode=ro", "mode=ro&immutable=1"]
     while True:
+        db: sqlite3.Connection | None = None
         uri = f"{path.absolute().as_uri()}?{modes.pop(0)}"
         try:
             with clear(path):
@@ -109,7 +112,8 @@ def connect(path: Path, write: bool) -> sqlite3.Connection:
                 db.execute("SELECT count(*) FROM meta").fetchone()
             return db
         except StoreError:
-            db.close()
+            if db is not None:
+                db.close()
             if not modes:
                 raise
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_
 RESULTS_VERSION = 1
 MAX_CELLS = 1_000_000
 MAX_TOML_BYTES = 1 << 20
+MAX_COUNT = 10**6  # epochs, rounds, ...: far beyond any use, so that a slip is refused and nothing overflows
 BATCH = 16  # cells a batch: as many as one batch of `train_replicas`
 
 Task = Literal["circle", "relu", "helix"]
@@ -32,6 +33,8 @@ TASK_NAMES: tuple[str, ...] = get_args(Task)
 
 # Settings that only the multi-shot pipeline reads.
 MULTI_SHOT_ONLY = ("shots", "shot_epochs", "reset")
+# Settings of the search: the planted ticket's own row, which searches nothing, has them at their defaults.
+SEARCH_ONLY = ("invert", "rounds", "scope", *MULTI_SHOT_ONLY)
 
 
 def _density(value: object) -> object:
@@ -56,8 +59,8 @@ class CellSpec(BaseModel):
     density: Annotated[float | Literal["truth"], BeforeValidator(_density)]
     seed: Annotated[int, BeforeValidator(check_seed)] = 0
     pipeline: Literal["single-shot", "multi-shot"] = "single-shot"
-    depth: int = Field(5, ge=3)
-    width: int = Field(100, ge=1)
+    depth: int = Field(5, ge=3, le=1000)
+    width: int = Field(100, ge=1, le=100_000)
     gain: float = Field(1.0, ge=0, le=1)
     matching: Literal["best", "random"] = "best"
     scaling: Literal["paper", "norm"] = "paper"
@@ -65,15 +68,15 @@ class CellSpec(BaseModel):
         "he_scaled"
     )
     scope: Literal["global", "local"] = "global"
-    rounds: int = Field(1, ge=1)
+    rounds: int = Field(1, ge=1, le=MAX_COUNT)
     invert: bool = False
-    samples: int = Field(10_000, ge=100)
-    noise: float = Field(0.01, ge=0)
-    epochs: int = Field(10, ge=0)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    shots: int = Field(10, ge=1)
-    shot_epochs: int = Field(5, ge=0)
+    samples: int = Field(10_000, ge=100, le=10**8)
+    noise: float = Field(0.01, ge=0, le=1e6)
+    epochs: int = Field(10, ge=0, le=MAX_COUNT)
+    batch_size: int = Field(32, ge=1, le=MAX_COUNT)
+    lr: float = Field(1e-3, gt=0, le=1e30)
+    shots: int = Field(10, ge=1, le=MAX_COUNT)
+    shot_epochs: int = Field(5, ge=0, le=MAX_COUNT)
     reset: Literal["init", "never", "not-last"] = "init"
 
     def __init__(self, **values: Any) -> None:
@@ -161,12 +164,10 @@ class Grid(BaseModel):
 
     def cells(self) -> list[CellSpec]:
         """Every cell once, in the order of the lists. Raises `ArgumentError`, also for an empty grid."""
+        self.check_names()
         fields = {name: _listed(name, value) for name, value in {**self.spec, **self.grid}.items()}
         if self.seeds is not None:
             fields["seed"] = _seeds(self.seeds)
-        for name in fields:
-            if name not in CellSpec.model_fields:
-                raise unknown_name("key", name, [*CellSpec.model_fields, "seeds", "oracle"])
         total = math.prod(len(values) for values in fields.values())
         if total > MAX_CELLS:
             raise ArgumentError(f"the grid has {total} cells, at most {MAX_CELLS} are allowed")
@@ -177,14 +178,36 @@ class Grid(BaseModel):
             values = dict(zip(fields, chosen, strict=True))
             if mixed and values["pipeline"] == "single-shot":
                 values = {k: v for k, v in values.items() if k not in MULTI_SHOT_ONLY}
+            truth = {k: v for k, v in values.items() if k not in SEARCH_ONLY}
+            truth |= {"method": "oracle", "density": "truth"}
             if values.get("method") == "oracle":
-                values["density"] = "truth"
+                CellSpec(**{**values, "density": "truth"})  # what is dropped must be good all the same
+                values = truth
             cells[CellSpec(**values)] = None
-            setting = tuple((k, v) for k, v in values.items() if k not in ("method", "density", "invert"))
+            setting = tuple(truth.items())
             if self.oracle and setting not in settled:
                 settled.add(setting)
-                cells[CellSpec(**{**values, "method": "oracle", "density": "truth", "invert": False})] = None
+                cells[CellSpec(**truth)] = None
         return list(cells)
+
+    def check_names(self) -> None:
+        """Raises `ArgumentError` for a key of `spec` or `grid` that is no field of a cell."""
+        for name in (*self.spec, *self.grid):
+            if name in Grid.model_fields:
+                raise ArgumentError(f"{name} belongs at the top, beside spec and grid, not into them")
+            if name not in CellSpec.model_fields:
+                raise unknown_name("key", name, CellSpec.model_fields)
+
+    def check_values(self) -> None:
+        """Raises `ArgumentError` for a name or a value that no cell could have, whatever the others are."""
+        self.check_names()
+        for name, value in (*self.spec.items(), *self.grid.items()):
+            for one in _listed(name, value):
+                density = "truth" if one == "oracle" else 1.0
+                fits_all = {"task": "relu", "method": "snip", "density": density, "pipeline": "multi-shot"}
+                CellSpec(**{**fits_all, name: one})
+        if self.seeds is not None:
+            _seeds(self.seeds)
 
 
 def _listed(name: str, value: Any) -> list[Any]:
@@ -205,6 +228,7 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
 def load_toml(path: str | Path) -> Grid:
     """The `Grid` of a TOML file with tables `[spec]` and `[grid]` and the keys `seeds` and `oracle`.
 
+    Checks each name and value for itself: what the file leaves out may still be added.
     Raises `ArgumentError` with the file's name for anything it cannot read or does not know.
     """
     path = Path(path)
@@ -213,7 +237,7 @@ def load_toml(path: str | Path) -> Grid:
             raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no sweep specification")
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
         grid = Grid(**loaded)
-        grid.cells()
+        grid.check_values()
     except OSError as error:
         raise ArgumentError(f"{path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -233,10 +257,13 @@ def derive_seed(seed: int, role: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def group(cells: Iterable[CellSpec], size: int = BATCH) -> list[list[CellSpec]]:
+def group(
+    cells: Iterable[CellSpec], size: int = BATCH, *, most: Callable[[CellSpec], int] | None = None
+) -> list[list[CellSpec]]:
     """Batches of up to `size` cells that share shape and recipe: even ones, the cells of a seed together.
 
-    Deterministic: the same cells in the same order give the same batches.
+    `most` may allow fewer cells a batch for a dear cell. Deterministic: the same cells in the same order
+    give the same batches.
     """
     if size < 1:
         raise ArgumentError(f"a batch holds at least 1 cell, got size {size}")
@@ -247,7 +274,8 @@ def group(cells: Iterable[CellSpec], size: int = BATCH) -> list[list[CellSpec]]:
     batches = []
     for members in shapes.values():
         members.sort(key=lambda c: (c.seed, c.gain, c.noise, c.matching, c.scaling, c.init))
-        parts = -(-len(members) // size)
+        limit = size if most is None else max(1, min(size, *map(most, members)))
+        parts = -(-len(members) // limit)
         cuts = [len(members) * part // parts for part in range(parts + 1)]
         batches += [members[a:b] for a, b in itertools.pairwise(cuts)]
     return batches

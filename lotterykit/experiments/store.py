@@ -74,9 +74,10 @@ class Store:
     def _begin_writing(self) -> int:
         """Check the file's pages and become the writer: any older writer is refused from now on."""
         with clear(self.path):
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise StoreError(f"{self.path}: corrupt: {found.splitlines()[0]}")
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0].splitlines()
+            if found != ["ok"]:
+                telling = [line for line in found if not line.startswith("***")]  # *** in database main ***
+                raise StoreError(f"{self.path}: corrupt: {(telling or found)[0]}")
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'writer'")
             writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
@@ -163,16 +164,31 @@ class Store:
 
     def rows(self, cells: Iterable[CellSpec] | None = None) -> Iterator[dict[str, Any]]:
         """The good result rows: those of `cells` in their order, or all in the order of their keys."""
-        if cells is None:
-            with clear(self.path):
-                keys = [key for (key,) in self._db.execute("SELECT key FROM cells ORDER BY key")]
-        else:
-            keys = [cell.key() for cell in cells]
-        for key in keys:
-            with clear(self.path):
-                row = self._db.execute(_CONTENT, (key,)).fetchone()
-            if row is not None and _fault(*row) is None:
+        for row in self._stored(cells):
+            if _fault(*row) is None:
                 yield json.loads(row[2])
+
+    def damaged(self, cells: Iterable[CellSpec] | None = None) -> int:
+        """How many rows `rows` leaves out because their content fails."""
+        return sum(_fault(*row) is not None for row in self._stored(cells))
+
+    def _stored(self, cells: Iterable[CellSpec] | None) -> Iterator[tuple[str, str, str, str]]:
+        with clear(self.path):
+            if cells is None:
+                found = self._db.execute("SELECT rowid FROM cells ORDER BY key").fetchall()
+            else:
+                places = (
+                    self._db.execute("SELECT rowid FROM cells WHERE key = ?", (cell.key(),)).fetchone()
+                    for cell in cells
+                )
+                found = [place for place in places if place is not None]
+        for place in found:
+            with clear(self.path):
+                row = self._db.execute(
+                    "SELECT key, spec, result, digest FROM cells WHERE rowid = ?", place
+                ).fetchone()
+            if row is not None:
+                yield row
 
     def failures(self) -> dict[str, tuple[str, int]]:
         """Key -> (error, attempts) of the cells that failed and have no good row since."""
@@ -188,6 +204,15 @@ class Store:
                 return pages
             rows = self._db.execute("SELECT key, spec, result, digest FROM cells ORDER BY key")
             return [f"row {str(row[0])[:12]}: {fault}" for row in rows if (fault := _fault(*row)) is not None]
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises `StoreError` where a sweep could not write to the store `path`; makes none that is missing."""
+    path = Path(path)
+    if check_path(path, write=True):
+        Store(path, write=True).close()
+    else:
+        WriterLock(path).release()
 
 
 def check_row(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lotterykit.errors import ArgumentError, StoreError
-from lotterykit.experiments.executors import cores, find_executor, refuse_in_worker
-from lotterykit.experiments.forecast import Forecast, calibrator, forecast, work
+from lotterykit.experiments.calibrate import calibrator
+from lotterykit.experiments.executors import cores, find_executor, need_main_file, refuse_in_worker
+from lotterykit.experiments.forecast import Forecast, check_memory, forecast, work
 from lotterykit.experiments.schema import check_path
 from lotterykit.experiments.spec import BATCH, CellSpec, Grid, group
 from lotterykit.experiments.store import Store
@@ -18,12 +19,14 @@ from lotterykit.experiments.tasks import Failed, Rows
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 REPORT_SECONDS = 0.2  # between two calls of `progress`
+BATCH_SECONDS = 30.0  # of a batch on one core, by the guess of `work`: what a kill may cost
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a sweep stands: cells `finished` (failed ones too) of `total`; `share` in [0, 1] is weighed by
-    cost and counts running batches; `remaining` in seconds, None while unknown."""
+    cost and counts running batches; `remaining` in seconds, None while unknown; `running`: cells under
+    way, which a kill would lose."""
 
     finished: int
     total: int
@@ -31,6 +34,7 @@ class Progress:
     share: float
     elapsed: float
     remaining: float | None
+    running: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,16 +88,24 @@ class Sweep:
 
     def forecast(self, *, workers: int | None = None, store: str | Path | None = None) -> Forecast:
         """Time, memory and disk of what is still to run (everything, without a `store`): measures a few
-        steps of each shape. Raises `ArgumentError` and `StoreError` as `run` would."""
+        steps of each shape; time is None where that fails. Raises `ArgumentError` and `StoreError` as `run`
+        would."""
         _check(self.cells, self.runner)
         workers = _workers(workers)
+        batches = self._affordable(workers, store)
+        calibrate = calibrator(self.runner, max(1, cores() // workers))
+        return forecast(batches, workers=workers, calibrate=calibrate)
+
+    def _affordable(self, workers: int, store: str | Path | None) -> list[list[CellSpec]]:
+        """The batches still to run. Raises `ArgumentError` where they need more memory than there is."""
         todo = self.cells
         if store is not None and check_path(Path(store), write=True):
             with Store(store) as opened:
                 good, _ = opened.done(self.cells)
             todo = [cell for cell in self.cells if cell not in good]
-        calibrate = calibrator(self.runner, max(1, cores() // workers))
-        return forecast(_batches(todo, workers), workers=workers, calibrate=calibrate)
+        batches = _batches(todo, workers)
+        check_memory(batches, workers)
+        return batches
 
     def run(
         self,
@@ -112,18 +124,23 @@ class Sweep:
         """
         refuse_in_worker()
         start, workers = find_executor(executor), _workers(workers)
+        if executor == "local":
+            need_main_file()
         _check(self.cells, self.runner)
         if not resume and Path(store).exists():
             raise StoreError(f"{store}: exists already; resume it or name another")
+        self._affordable(workers, store)
         began = time.monotonic()
         with Store(store, write=True) as opened:
             opened.plan(self.cells)
             good, bad = opened.done(self.cells)
             todo = [cell for cell in self.cells if cell not in good]
             recorder = Recorder(opened, self.cells, todo, progress)
-            if todo:
-                start(_batches(todo, workers), runner=self.runner, workers=workers, report=recorder)
-            recorder.tell(force=True)
+            try:
+                if todo:
+                    start(_batches(todo, workers), runner=self.runner, workers=workers, report=recorder)
+            finally:
+                recorder.tell(force=True)
         seconds = time.monotonic() - began
         return SweepResult(self.cells, Path(store), recorder.ran, len(good), bad, recorder.failures, seconds)
 
@@ -142,6 +159,7 @@ class Recorder:
     _told: float = 0.0
     _done: float = 0.0
     _running: float = 0.0
+    _under_way: int = 0
 
     def __post_init__(self) -> None:
         self._total = sum(map(work, self.todo))
@@ -151,16 +169,19 @@ class Recorder:
         self.ran += len(cells)
         self._done += sum(map(work, cells))
         self._running = max(0.0, self._running - sum(map(work, cells)))
+        self._under_way = max(0, self._under_way - len(cells))
         self.tell(force=True)
 
     def failed(self, failure: Failed) -> None:
         self.store.fail(failure.cell, failure.error, failure.attempts)
         self.failures.append(failure)
         self._done += work(failure.cell)
+        self._under_way = max(0, self._under_way - 1)
         self.tell(force=True)
 
     def running(self, shares: list[tuple[list[CellSpec], float]]) -> None:
         self._running = sum(share * sum(map(work, cells)) for cells, share in shares)
+        self._under_way = sum(len(cells) for cells, _ in shares)
         self.tell()
 
     def tell(self, force: bool = False) -> None:
@@ -168,17 +189,25 @@ class Recorder:
         if self.progress is None or (not force and now - self._told < REPORT_SECONDS):
             return
         self._told = now
-        elapsed, done = now - self.began, min(self._done + self._running, self._total)
-        remaining = elapsed * (self._total - done) / done if done else None if self.todo else 0.0
         finished = len(self.cells) - len(self.todo) + self.ran + len(self.failures)
+        elapsed, done = now - self.began, min(self._done + self._running, self._total)
+        if finished == len(self.cells):
+            done = self._total  # which the sum may miss by a rounding
+        remaining = elapsed * (self._total - done) / done if done else None if self.todo else 0.0
         share = done / self._total if self._total else 1.0
-        self.progress(Progress(finished, len(self.cells), len(self.failures), share, elapsed, remaining))
+        self.progress(
+            Progress(
+                finished, len(self.cells), len(self.failures), share, elapsed, remaining, self._under_way
+            )
+        )
 
 
 def _batches(cells: list[CellSpec], workers: int) -> list[list[CellSpec]]:
-    """Batches, the dearest first; small enough that no worker is left without one."""
+    """Batches, the dearest first; small enough that no worker is left without one and that rows reach the
+    store every `BATCH_SECONDS` or so. Rows do not depend on them."""
     size = max(1, min(BATCH, -(-len(cells) // workers)))
-    return sorted(group(cells, size), key=lambda batch: -sum(map(work, batch)))
+    batches = group(cells, size, most=lambda cell: int(BATCH_SECONDS / work(cell)))
+    return sorted(batches, key=lambda batch: -sum(map(work, batch)))
 
 
 def _workers(workers: int | None) -> int:

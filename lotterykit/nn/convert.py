@@ -91,8 +91,15 @@ def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -
 
 
 def _set_fused_encoders(model: nn.Module) -> None:
-    """Keep `nn.TransformerEncoderLayer` from its fused path, which reads `weight` and passes masks over."""
+    """Keep `nn.TransformerEncoderLayer` from its fused path, which reads `weight` and passes masks over, and
+    `nn.TransformerEncoder` from nested tensors, which only that path takes."""
     for layer in model.modules():
+        if isinstance(layer, nn.TransformerEncoder):
+            if not any(isinstance(part, Masked) for part in layer.layers.modules()):
+                layer.use_nested_tensor = vars(layer).pop("_plain_use_nested_tensor", layer.use_nested_tensor)
+            else:
+                vars(layer).setdefault("_plain_use_nested_tensor", layer.use_nested_tensor)
+                layer.use_nested_tensor = False
         if isinstance(layer, nn.TransformerEncoderLayer):
             masked = any(isinstance(part, Masked) for part in (layer.linear1, layer.linear2))
             activation = layer.activation

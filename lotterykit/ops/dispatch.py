@@ -45,20 +45,21 @@ class Route:
 
     `dtypes` empty means any; `density` is the closed band served; `tf32` says that float32
     is served only where torch allows TF32 products; `evidence` names the benchmark file
-    behind the band, or says why there is none.
+    behind the row, or says why it needs none. None: not yet measured, so served only when forced.
     """
 
     op: str
     backend: str
     device: str
     kernel: str
-    evidence: str
+    evidence: str | None
     dtypes: tuple[torch.dtype, ...] = ()
     density: tuple[float, float] = (0.0, 1.0)
     tf32: bool = False
 
     def refusal(self, call: Call, *, forced: bool = False) -> str | None:
-        """Why this route does not serve `call`, or None where it does. Forcing lifts the density band."""
+        """Why this route does not serve `call`, or None where it does. Forcing lifts all
+        that measurements decide: the density band, TF32, a row without any."""
         interpreted = self.backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
         if self.device not in ("any", call.device) and not (interpreted and call.device == "cpu"):
             return f"needs {self.device} tensors, got {call.device}"
@@ -67,6 +68,8 @@ class Route:
             return f"needs dtype {allowed}, got {str(call.dtype).removeprefix('torch.')}"
         if (reason := missing(self.backend)) is not None:
             return reason
+        if self.evidence is None and not forced:
+            return f"not yet measured, so it must be asked for: use_backend({self.backend!r})"
         if self.tf32 and not forced and call.dtype == torch.float32 and not tf32_allowed():
             return "serves float32 where TF32 is allowed (torch.set_float32_matmul_precision) or forced"
         low, high = self.density
@@ -89,7 +92,9 @@ def missing(backend: str) -> str | None:
         return _module_missing("cpu", "lotterykit._cpu")
     if backend == "cuda":
         reason = _module_missing("cuda", "lotterykit._cuda")
-        return reason or (None if torch.cuda.is_available() else "torch sees no CUDA device")
+        if reason is None and not torch.cuda.is_available():
+            reason = "torch sees no CUDA device"
+        return reason or _unserved_device(importlib.import_module("lotterykit._cuda").CODE)
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
@@ -105,6 +110,32 @@ def _module_missing(backend: str, name: str) -> str | None:
     except ImportError as error:
         return f"{name} does not load: {error}"
     return None
+
+
+def _unserved_device(code: Iterable[str]) -> str | None:
+    """Why lotterykit._cuda, which holds `code`, does not run on every device that torch sees, or None."""
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not any(runs_on(one, capability) for one in code):
+            return (
+                f"lotterykit._cuda holds {', '.join(code)}, none of which runs on cuda:{index} "
+                f"(sm_{capability[0]}{capability[1]}; CUDA_VISIBLE_DEVICES hides a device)"
+            )
+    return None
+
+
+def runs_on(code: str, capability: tuple[int, int]) -> bool:
+    """Whether code of nvcc's runs on a device: "sm_80" on 8.x, "sm_90a" on 9.0 alone, "compute_100" (PTX) on
+    10.0 and all that is newer (CUDA C++ Programming Guide, compute capabilities).
+
+    >>> runs_on("sm_80", (8, 9)), runs_on("sm_90a", (10, 0)), runs_on("compute_90", (12, 0))
+    (True, False, True)
+    """
+    kind, _, number = code.partition("_")
+    at = int(number.rstrip("a")[:-1]), int(number.rstrip("a")[-1])
+    if number.endswith("a"):
+        return capability == at
+    return capability >= at and (kind == "compute" or capability[0] == at[0])
 
 
 def _build_reason(backend: str) -> str:
@@ -185,7 +216,7 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     for route, reason in _considered(call, forced):
         if reason is None and not chosen:
             chosen = True
-            lines.append(f"  {route.backend}: chosen ({route.evidence})")
+            lines.append(f"  {route.backend}: chosen ({route.evidence or 'forced; not yet measured'})")
         elif not chosen:
             lines.append(f"  {route.backend}: {reason}")
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -20,21 +18,21 @@ class BitMask:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self._mask = weakref.ref(mask)
-        self._numel = mask.numel()
+        # The same storage as another object: the cache holds this, and must not keep its own key alive.
+        self._mask = mask.detach()
         self._bits: Tensor | None = None
         self._count: int | None = None
 
     @property
     def bits(self) -> Tensor:
         if self._bits is None:
-            self._bits = pack_bits(self._source())
+            self._bits = pack_bits(self._mask)
         return self._bits
 
     @property
     def count(self) -> int:
         if self._count is None:
-            self._count = int(torch.count_nonzero(self._source()))
+            self._count = int(torch.count_nonzero(self._mask))
         return self._count
 
     @property
@@ -45,13 +43,7 @@ class BitMask:
     @property
     def density(self) -> float:
         """Kept / total; 1 for an empty mask."""
-        return self.count / self._numel if self._numel else 1.0
-
-    def _source(self) -> Tensor:
-        mask = self._mask()
-        if mask is None:
-            raise ReferenceError("the mask of this BitMask is gone; ask bit_mask(mask) for a new one")
-        return mask
+        return self.count / self._mask.numel() if self._mask.numel() else 1.0
 
 
 _cache: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # mask -> ((version, address), BitMask)

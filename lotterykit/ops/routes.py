@@ -13,7 +13,7 @@ ROUTES: tuple[Route, ...] = (
         device="cuda",
         dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
         kernel="lotterykit.ops.topk_mask:topk_mask_cuda",
-        evidence="not yet measured",
+        evidence=None,
     ),
     Route(
         op="topk_mask",
@@ -21,7 +21,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
         kernel="lotterykit.ops.topk_mask:topk_mask_cpu",
-        evidence="benchmarks/results/*-topk.json",
+        evidence="benchmarks/results/x86_64-avx512-topk.json",
     ),
     Route(
         op="topk_mask",
@@ -37,7 +37,7 @@ ROUTES: tuple[Route, ...] = (
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         tf32=True,
         kernel="lotterykit.kernels.masked_linear:PRODUCTS",
-        evidence="not yet measured",
+        evidence=None,
     ),
     Route(
         op="masked_linear",

@@ -52,15 +52,9 @@ def topk_mask(
 
 
 def topk_mask_reference(
-    scores: Sequence[Tensor],
-    *,
-    density: float | None = None,
-    k: int | None = None,
-    seed: int = 0,
-    within: Sequence[Tensor] | None = None,
+    scores: Sequence[Tensor], *, k: int, seed: int = 0, within: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
     """`topk_mask` in plain torch, for any device: the same masks, bit for bit."""
-    k = _kept(scores, density, k)
     if not scores:
         return []
     values = torch.cat([s.detach().reshape(-1).to(_computed(s.dtype)) for s in scores])
@@ -130,7 +124,10 @@ def topk_mask_cpu(
         torch.get_num_threads(),
         isa,
     )
-    _check_status(status, tensor, index, competing, k)
+    if status == "nan":
+        raise _is_nan(tensor, index)
+    if status == "too_few":
+        raise _too_few(k, competing)
     return masks
 
 
@@ -291,13 +288,6 @@ def _check_sequence(name: str, tensors: object) -> None:
     for number, t in enumerate(tensors):
         if not isinstance(t, Tensor):
             raise ArgumentError(f"{name}[{number}] must be a tensor, got {type(t).__name__}")
-
-
-def _check_status(status: str, tensor: int, index: int, competing: int, k: int) -> None:
-    if status == "nan":
-        raise _is_nan(tensor, index)
-    if status == "too_few":
-        raise _too_few(k, competing)
 
 
 def _is_nan(tensor: int, index: int) -> ArgumentError:

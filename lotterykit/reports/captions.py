@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from lotterykit.reports import tables
-from lotterykit.reports.groups import Group, number, say
+from lotterykit.reports.groups import Group
+from lotterykit.reports.points import number, say
 from lotterykit.reports.tickets import Pair, ticket
 
 LEGEND = (
     "Density is kept / total weights (biases are not counted). A strong ticket is evaluated as pruned, "
     "a weak ticket after training.",
     "The ground truth is the planted ticket itself, evaluated and trained like every other; the dotted "
-    "vertical line is its density. A method that finds it meets the dashed line there.",
+    "vertical line is its density, the star its place. A method that finds it meets the star.",
     "Lines are means over seeds, bands reach from the least to the greatest seed. A method keeps its colour "
     "and marker in all figures.",
     "A hollow marker, a hatched cell or a cross means collapse: in some seed an empty layer, or no live path "
@@ -20,6 +21,10 @@ MEANS = (
     "Means over seeds, below them the least and the greatest. The last two columns count seeds that "
     "collapsed: "
     "no live path can happen without an empty layer."
+)
+RESCALED = (
+    " The untrained ground truth's MSE is that of its output times its output scale, which is exact; "
+    "methods' outputs are taken as they are."
 )
 HIDING = (
     "Size of the planted parameters in units of the mother's standard deviation in that layer, and how well "
@@ -33,11 +38,25 @@ def metric_caption(group: Group) -> str:
     what = "Test accuracy" if group.classification else "Test mean squared error (log axis)"
     text = f"{what} of the pruned network {_moments(group)}. {_counts(group)} "
     if not group.classification:
-        text += "Up to scale: after one positive factor fitted by least squares on the training split. "
-    gain = group.conditions.get("gain")
-    if isinstance(gain, int | float) and gain < 1:
-        text += "At this gain the untrained outputs are multiplied by the planted output scale. "
-    return text + group.truth_note
+        if group.rescaled:
+            text += (
+                "Below gain 1 the planted ticket computes the target divided by its output scale: before "
+                "training the ground truth is drawn for its output times that scale, which is exact; "
+                "methods' points, and everything after training, are of outputs as they are. "
+            )
+        text += (
+            "Up to scale: every output, the ground truth's too, times one positive factor fitted by least "
+            "squares on the training split. "
+        )
+    return text + _overlaid(group) + group.truth_note
+
+
+def _overlaid(group: Group) -> str:
+    if group.overlay is None:
+        return ""
+    told = ", ".join(say(v) for v in group.values)
+    also = ", the ground truth's too" if len(group.truths) > 1 else ""
+    return f"Line styles tell {group.overlay} apart ({told}){also}. "
 
 
 def recovery_caption(group: Group) -> str:
@@ -47,18 +66,20 @@ def recovery_caption(group: Group) -> str:
         "were kept; "
         "IoU of live paths: overlap of the two tickets after everything that no path from input to output "
         "uses is "
-        f"removed. {_counts(group)}"
-    )
+        f"removed. {_counts(group)} {_overlaid(group)}"
+    ).rstrip()
 
 
 def layer_caption(group: Group) -> str:
     """Caption of the layerwise densities."""
+    names = tables.layer_names([*group.rows, *group.truth])
+    told = ", ".join(f"{i} is {name}" for i, name in enumerate(names, start=1))
     return (
         "Share of each layer's weights that is kept (mean over seeds; darker is denser). Crossed and "
         "hatched: "
         "the layer is empty in that many seeds. The lowest row counts seeds without a live path from input "
         "to "
-        f"output. {_counts(group)}"
+        f"output. Layer {told}. {_counts(group)}"
     )
 
 
@@ -68,12 +89,14 @@ def ticket_caption(pair: Pair) -> str:
     text = f"Live weights of seed {pair.seed}. "
     if pair.found is not None and pair.series is not None:
         live, recall = number(pair.found, "recovery", "live", "iou"), number(pair.found, "recovery", "recall")
-        text += (
-            f"Found by {pair.series.label} at density {tables.show(number(pair.found, 'density'))}, the "
-            "best live IoU of "
-            f"all methods nearest to the truth's density ({tables.show(live)}; recall "
-            f"{tables.show(recall)}). "
-        )
+        text += f"Found by {pair.series.label} at density {tables.show(number(pair.found, 'density'))} "
+        if found and found.edges:
+            text += (
+                "(of the tickets with a live path, those nearest to the truth's density, and of these the "
+                f"one with the best live IoU: {tables.show(live)}; recall {tables.show(recall)}). "
+            )
+        else:
+            text += f"(no method's ticket with a live path can be drawn; recall {tables.show(recall)}). "
     if planted and found and found.edges:
         shared = len(set(planted.edges) & set(found.edges))
         text += f"{shared} of the {len(found.edges)} weights drawn as found are planted ones. "

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lotterykit.errors import ArgumentError
-
-Row = dict[str, Any]
+from lotterykit.reports.points import (
+    WHEN,
+    Point,
+    Row,
+    Series,
+    Stat,
+    check_rows,
+    is_oracle,
+    measured,
+    method_rank,
+    number,
+    say,
+    stat,
+)
 
 # The rows' own axes: everything else in a spec is a condition that separates groups.
 _AXES = ("method", "density", "seed", "rounds", "invert")
@@ -18,87 +28,15 @@ _MULTI_SHOT_ONLY = ("shots", "shot_epochs", "reset")
 # Conditions that say nothing about the planted ticket itself: an oracle run may differ in them.
 _NOT_THE_ORACLES = ("scope", *_MULTI_SHOT_ONLY)
 _SHOWN_FIRST = ("pipeline", "task", "depth", "width", "gain")
-_NEEDED = ("spec", "metrics", "density", "truth_density", "collapse", "recovery")
 TASK_ORDER = ("circle", "relu", "helix")  # as in the paper
-METHOD_ORDER = ("random", "magnitude", "snip", "grasp", "synflow", "edge-popup")
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Mean, least and greatest of the finite `values`; `total` counts the missing ones too."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    total: int
-
-
-def stat(values: Iterable[float | None]) -> Stat:
-    """`Stat` of numbers in which None and non-finite ones are missing (NaN where none is left)."""
-    given = list(values)
-    finite = [float(v) for v in given if v is not None and math.isfinite(v)]
-    if not finite:
-        return Stat(math.nan, math.nan, math.nan, 0, len(given))
-    return Stat(math.fsum(finite) / len(finite), min(finite), max(finite), len(finite), len(given))
-
-
-def number(row: Row, *path: str) -> float | None:
-    """The number at `path` inside `row`, None where a step or the value is missing."""
-    value: Any = row
-    for step in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(step)
-    return None if value is None or isinstance(value, bool) else float(value)
-
-
-@dataclass(frozen=True)
-class Point:
-    """The rows of one series at one asked density (a float or "truth"), over seeds."""
-
-    asked: float | str
-    rows: tuple[Row, ...]
-
-    @property
-    def density(self) -> float:
-        """Mean achieved density, kept / total."""
-        return stat(number(r, "density") for r in self.rows).mean
-
-    @property
-    def collapsed(self) -> int:
-        """How many of the rows have no live path from input to output."""
-        return sum(bool(r["collapse"].get("no_live_path")) for r in self.rows)
-
-    @property
-    def emptied(self) -> int:
-        """How many of the rows have an empty layer."""
-        return sum(bool(r["collapse"].get("empty_layers")) for r in self.rows)
-
-    def stat(self, *path: str) -> Stat:
-        """`Stat` over seeds of the number at `path`, e.g. `("metrics", "after", "accuracy")`."""
-        return stat(number(r, *path) for r in self.rows)
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a figure: a method with its scoring rounds and direction."""
-
-    method: str
-    rounds: int
-    invert: bool
-    points: tuple[Point, ...]
-
-    @property
-    def label(self) -> str:
-        """The name in legends and tables: "synflow-100" for 100 rounds, "snip (inverted)"."""
-        name = self.method if self.rounds == 1 else f"{self.method}-{self.rounds}"
-        return f"{name} (inverted)" if self.invert else name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Everything that shares one set of conditions: the rows of one figure."""
+    """Everything that shares one set of conditions: the rows of one figure.
+
+    `overlay` names the setting in which series and truth differ all the same, drawn as line styles.
+    """
 
     conditions: dict[str, Any]
     series: tuple[Series, ...]
@@ -106,6 +44,7 @@ class Group:
     truth_note: str
     slug: str
     extra: tuple[str, ...] = field(default=())  # conditions in which the groups of this report differ
+    overlay: str | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -143,64 +82,121 @@ class Group:
         return ", ".join([self.pipeline, *(f"{n} {say(self.conditions.get(n))}" for n in names)])
 
     def truth_stat(self, *path: str) -> Stat:
-        """`Stat` over the oracle rows of the number at `path`."""
-        return stat(number(r, *path) for r in self.truth)
+        """`Stat` over the oracle rows of the number at `path`, see `measured`."""
+        return stat(measured(r, *path) for r in self.truth)
+
+    @property
+    def truths(self) -> list[tuple[Any, tuple[Row, ...]]]:
+        """(overlay's value, oracle rows) of each ground truth; (None, all) where no overlay changes it."""
+        if self.overlay is None or self.overlay in _NOT_THE_ORACLES:
+            return [(None, self.truth)] if self.truth else []
+        own = [(v, tuple(r for r in self.truth if r["spec"].get(self.overlay) == v)) for v in self.values]
+        return [(value, rows) for value, rows in own if rows]
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the planted ticket is the target only after its output scale (gain < 1)."""
+        return any(number(r, "output_scale") not in (None, 1.0) for r in self.truth)
+
+    @property
+    def values(self) -> list[Any]:
+        """The overlay's values in rising order, [None] without an overlay."""
+        if self.overlay is None:
+            return [None]
+        told = {r["spec"].get(self.overlay) for r in self.rows or self.truth}
+        return sorted(told, key=_value_order)
+
+    @property
+    def parts(self) -> list[Group]:
+        """A group without overlay for each of `values` (itself where it has none)."""
+        if self.overlay is None:
+            return [self]
+        truths: dict[Any, tuple[Row, ...]] = dict(self.truths)
+        made = []
+        for value in self.values:
+            own = tuple(replace(s, overlay=None) for s in self.series if s.overlay and s.overlay[1] == value)
+            told: dict[str, Any] = {
+                "conditions": {**self.conditions, self.overlay: value},
+                "slug": f"{self.slug}-{_slug(f'{self.overlay}-{say(value)}')}",
+                "extra": (*self.extra, self.overlay),
+            }
+            truth = truths.get(value) or truths.get(None) or ()
+            made.append(replace(self, series=own, truth=truth, overlay=None, **told))
+        return made
 
 
-WHEN = ("before", "after")
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading of its own: a task, or a figure of a paper (with its number)."""
+
+    heading: str
+    groups: tuple[Group, ...]
+    rows: tuple[Row, ...] = ()  # of a figure
+    number: int | None = None
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
+def make_sections(rows: Sequence[Row], figures: Sequence[Mapping[str, Any]] | None = None) -> list[Section]:
+    """`rows` as sections: a task each, or each of `figures` (see `write_report`) with its own rows only.
+
+    Raises `ArgumentError` for no rows, rows that are none, and rows of which no figure has any.
+    """
+    if figures is None:
+        by_task: dict[str, list[Group]] = {}
+        for group in groups(rows):
+            by_task.setdefault(group.task, []).append(group)
+        return [Section(task, tuple(own)) for task, own in by_task.items()]
+    check_rows(rows)
+    made = []
+    for figure in figures:
+        number, keys = figure["number"], set(figure["keys"])
+        own = [r for r in rows if r.get("key") in keys]
+        found = groups(own, figure.get("overlay"), f"figure-{number}-") if own else []
+        made.append(Section(f"Figure {number}: {figure['title']}", tuple(found), tuple(own), number))
+    check_rows([r for s in made for r in s.rows])
+    return made
+
+
+def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") -> list[Group]:
     """`rows` (result dicts) as `Group`s, ordered by task, pipeline and conditions.
 
     Rows of method "oracle" become the ground truth of the group with their conditions; a group without
     its own borrows the one that differs only in what the planted ticket doesn't depend on, and says so.
+    Rows that differ in the spec's field `overlay` share a group; `prefix` starts every slug.
     Raises `ArgumentError` for no rows and for a row without the needed fields.
     """
     check_rows(rows)
     buckets: dict[tuple, list[Row]] = {}
     for row in rows:
-        buckets.setdefault(_key(row), []).append(row)
+        buckets.setdefault(_key(row, overlay), []).append(row)
     order = sorted(buckets, key=_group_order)
-    varying = _varying([dict(k) for k in order])
-    oracles = {k: [r for r in buckets[k] if _is_oracle(r)] for k in order}
+    oracles = {k: [r for r in buckets[k] if is_oracle(r)] for k in order}
+    # an oracle's spec holds defaults where they say nothing about it, which is no difference to show
+    searched = [k for k in order if len(oracles[k]) < len(buckets[k])]
+    varying = _varying([dict(k) for k in searched or order])
     made: list[Group] = []
     borrowed: set[tuple] = set()
     slugs: set[str] = set()
     for key in order:
-        found = [r for r in buckets[key] if not _is_oracle(r)]
+        found = [r for r in buckets[key] if not is_oracle(r)]
         if not found:
             continue
         truth, note, lender = _truth(key, oracles)
         if lender is not None:
             borrowed.add(lender)
-        made.append(_group(key, found, truth, note, varying, slugs))
+        group = _group(key, found, truth, varying, overlay)
+        made.append(replace(group, truth_note=note, slug=_free(prefix + group.slug, slugs)))
     for key, own in oracles.items():  # oracle runs that nobody compared with anything
         if own and key not in borrowed:
-            made.append(_group(key, [], own, "", varying, slugs))
+            group = _group(key, [], own, varying, overlay)
+            made.append(replace(group, slug=_free(prefix + group.slug, slugs)))
     made.sort(key=lambda g: _group_order(tuple(g.conditions.items())))
     return made
 
 
-def check_rows(rows: Sequence[Row]) -> None:
-    """Raises `ArgumentError` where `rows` is empty or a row lacks a field that a report reads."""
-    if not rows:
-        raise ArgumentError("no rows to report: the store holds no finished cell")
-    for i, row in enumerate(rows):
-        missing = [n for n in _NEEDED if not isinstance(row, dict) or row.get(n) is None]
-        if missing:
-            raise ArgumentError(f"row {i} is no result row: {', '.join(missing)} missing")
-        if not row["spec"].get("method") or "density" not in row["spec"]:
-            raise ArgumentError(f"row {i} is no result row: its spec names no method or no density")
-
-
-def _is_oracle(row: Row) -> bool:
-    return row["spec"]["method"] == "oracle"
-
-
-def _key(row: Row) -> tuple:
+def _key(row: Row, overlay: str | None) -> tuple:
     spec = row["spec"]
-    skip = _AXES if spec.get("pipeline") == "multi-shot" else (*_AXES, *_MULTI_SHOT_ONLY)
+    skip: tuple = _AXES if spec.get("pipeline") == "multi-shot" else (*_AXES, *_MULTI_SHOT_ONLY)
+    skip = (*skip, overlay)
     names = [n for n in _SHOWN_FIRST if n in spec]
     names += [n for n in sorted(spec) if n not in skip and n not in _SHOWN_FIRST]
     # a list or table in a spec becomes text: the key has to be hashable
@@ -222,42 +218,53 @@ def _truth(key: tuple, oracles: dict[tuple, list[Row]]) -> tuple[list[Row], str,
     return [], "", None
 
 
-def _group(
-    key: tuple, found: list[Row], truth: list[Row], note: str, varying: list[str], slugs: set[str]
-) -> Group:
+def _group(key: tuple, found: list[Row], truth: list[Row], varying: list[str], overlay: str | None) -> Group:
     conditions = dict(key)
     shown = [n for n in varying if n in conditions]
     parts = [conditions.get("task", "task"), conditions.get("pipeline", "")]
     parts += [f"{n[0]}{say(conditions[n])}" for n in ("depth", "width", "gain") if n in conditions]
     parts += [f"{n}-{say(conditions[n])}" for n in shown if n not in _SHOWN_FIRST]
-    base = re.sub(r"[^a-z0-9.]+", "-", "-".join(map(str, parts)).lower()).strip("-.") or "group"
-    slug, again = base, 2
-    while slug in slugs:
-        slug, again = f"{base}-{again}", again + 1
-    slugs.add(slug)
-    by_seed = sorted(truth, key=lambda r: r["spec"].get("seed", 0))
-    return Group(conditions, _series(found), tuple(by_seed), note, slug, tuple(shown))
+    differs = [r for r in [*found, *truth] if overlay is not None and overlay in r["spec"]]
+    own = overlay if differs else None
+    # The same oracle may have run for several scoring rounds, which say nothing about it.
+    once: dict[tuple, Row] = {}
+    for row in sorted(truth, key=lambda r: (r["spec"].get("rounds") or 1, str(r.get("key")))):
+        value = None if own in _NOT_THE_ORACLES else row["spec"].get(own)
+        once.setdefault((row["spec"].get("seed", 0), *_value_order(value)), row)
+    by_seed = tuple(once[k] for k in sorted(once))
+    return Group(conditions, _series(found, own), by_seed, "", _slug("-".join(map(str, parts))),
+                 tuple(shown), own)  # fmt: skip
 
 
-def _series(rows: list[Row]) -> tuple[Series, ...]:
-    cells: dict[tuple[str, int, bool], dict[float | str, list[Row]]] = {}
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "group"
+
+
+def _free(slug: str, taken: set[str]) -> str:
+    """`slug`, numbered where it is among `taken`, to which it is added."""
+    name, again = slug, 2
+    while name in taken:
+        name, again = f"{slug}-{again}", again + 1
+    taken.add(name)
+    return name
+
+
+def _series(rows: list[Row], overlay: str | None) -> tuple[Series, ...]:
+    cells: dict[tuple, dict[float | str, list[Row]]] = {}
     for row in rows:
         spec = row["spec"]
-        name = (str(spec["method"]), int(spec.get("rounds") or 1), bool(spec.get("invert")))
+        value = (overlay, spec.get(overlay)) if overlay else None
+        name = (str(spec["method"]), int(spec.get("rounds") or 1), bool(spec.get("invert")), value)
         cells.setdefault(name, {}).setdefault(spec["density"], []).append(row)
     made = []
-    for name in sorted(cells, key=lambda n: (method_rank(n[0]), n)):
+    for name in sorted(cells, key=lambda n: (method_rank(n[0]), n[:3], _value_order(n[3] and n[3][1]))):
         points = [
             Point(asked, tuple(sorted(own, key=lambda r: r["spec"].get("seed", 0))))
             for asked, own in cells[name].items()
         ]
-        made.append(Series(*name, tuple(sorted(points, key=lambda p: (p.density, str(p.asked))))))
+        ordered = tuple(sorted(points, key=lambda p: (p.density, str(p.asked))))
+        made.append(Series(*name[:3], ordered, name[3]))
     return tuple(made)
-
-
-def method_rank(method: str) -> int:
-    """Place of `method` in legends and tables; unknown ones come last."""
-    return METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
 
 
 def _varying(keys: list[dict]) -> list[str]:
@@ -270,18 +277,18 @@ def _varying(keys: list[dict]) -> list[str]:
     ]
 
 
+def task_order(task: str) -> tuple[str, str]:
+    """A sort key that puts tasks in the paper's order."""
+    return str(TASK_ORDER.index(task) if task in TASK_ORDER else len(TASK_ORDER)), task
+
+
 def _group_order(key: tuple) -> tuple:
     """Tasks together, single-shot first, then by the conditions (numbers before words)."""
     told = dict(key)
-    task = str(told.get("task"))
-    place = TASK_ORDER.index(task) if task in TASK_ORDER else len(TASK_ORDER)
-    order = [(str(place), task), (str(told.get("pipeline") != "single-shot"), "")]
-    for _name, value in key:
-        numeric = isinstance(value, int | float)
-        order.append((f"{float(value):020.9f}" if numeric else "~", str(value)))
-    return tuple(order)
+    order = [task_order(str(told.get("task"))), (str(told.get("pipeline") != "single-shot"), "")]
+    return (*order, *(_value_order(value) for _name, value in key))
 
 
-def say(value: object) -> str:
-    """A setting's value as text: numbers without trailing zeros."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _value_order(value: object) -> tuple[str, str]:
+    """A sort key for values of any type: numbers before words."""
+    return (f"{float(value):020.9f}" if isinstance(value, int | float) else "~", str(value))

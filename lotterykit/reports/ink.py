@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lotterykit.errors import LotterykitError
-from lotterykit.reports.groups import Series
+from lotterykit.reports.points import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,9 @@ STYLES = {
     "edge-popup": ("#E69F00", "v"),
 }
 _SPARE = (("#56B4E9", "P"), ("#8C510A", "<"), ("#5E4FA2", ">"), ("#B3A100", "h"), ("#333333", "*"))
-_DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+# A comment in every figure file of ours, so that a later report knows which ones it may remove.
+MARK = "<!-- a figure of a lotterykit report -->"
 TRUTH = "#000000"
 REFERENCE = "#8A8A8A"
 NEGATIVE, POSITIVE, ZERO = "#1F5FA8", "#E39A00", "#B5B5B5"
@@ -60,16 +62,32 @@ _RC: dict[str, Any] = {
 }
 
 
+def check_ready() -> None:
+    """Raise `LotterykitError`, saying what to install, where matplotlib or jinja2 cannot be imported.
+
+    For a check before hours of work; `write_report` makes it itself.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as e:
+        raise LotterykitError(f"figures need matplotlib ({e}): pip install 'lotterykit[plot]'") from e
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as e:
+        # jinja2 is no part of the extra: torch requires it
+        told = f"the report page needs jinja2, which comes with torch ({e}): pip install jinja2"
+        raise LotterykitError(told) from e
+
+
 @contextlib.contextmanager
 def ink(slug: str) -> Iterator[None]:
     """The settings of our figures, whatever the user's matplotlibrc says; `slug` salts the SVG's ids.
 
     Raises `LotterykitError` naming the extra where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as e:
-        raise LotterykitError("figures need matplotlib: pip install 'lotterykit[plot]'") from e
+    check_ready()
+    import matplotlib
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         settings: Any = {**_RC, "svg.hashsalt": slug}
@@ -91,13 +109,14 @@ def svg_text(figure: Figure, slug: str) -> str:
     figure.savefig(out, format="svg", metadata=none)
     prefix = re.sub(r"[^A-Za-z0-9_-]", "_", slug) + "-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", out.getvalue())
-    return re.sub(r"[ \t]+\n", "\n", text)
+    return re.sub(r"[ \t]+\n", "\n", text).replace("<svg", f"{MARK}\n<svg", 1)
 
 
-def style(series: Series, among: Sequence[str]) -> dict[str, Any]:
+def style(series: Series, among: Sequence[str], values: Sequence[Any] = (None,)) -> dict[str, Any]:
     """Line colour, marker and dashes of `series`; `among` are all methods of the report.
 
-    A method has one colour in all figures; more rounds or an inverted score change the dashes.
+    A method has one colour in all figures; more rounds or an inverted score change the dashes, or, where
+    the figure has an overlay, the series' place among its `values`.
     """
     strangers = sorted({m for m in among if m not in STYLES})
     if series.method in STYLES:
@@ -107,7 +126,13 @@ def style(series: Series, among: Sequence[str]) -> dict[str, Any]:
     # synflow's usual 100 rounds are no variant, so only one-round synflow and multi-round others are.
     usual = 100 if series.method == "synflow" else 1
     variant = (series.rounds not in (1, usual)) + 2 * series.invert
-    return {"color": color, "marker": marker, "linestyle": _DASHES[variant]}
+    dashes = dash(series.overlay[1], values) if series.overlay else DASHES[variant]
+    return {"color": color, "marker": marker, "linestyle": dashes}
+
+
+def dash(value: Any, values: Sequence[Any]) -> Any:
+    """The line style of an overlay's `value` among all its `values`."""
+    return DASHES[values.index(value) % len(DASHES)]
 
 
 def density_axis(ax: Axes, low: float) -> None:

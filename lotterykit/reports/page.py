@@ -6,14 +6,16 @@ import base64
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lotterykit.errors import ArgumentError, LotterykitError
-from lotterykit.reports import captions, plots, tables, tickets, words
-from lotterykit.reports.groups import WHEN, Group, Point, Row, groups
+from lotterykit.errors import ArgumentError
+from lotterykit.reports import captions, heat, plots, tables, tickets, words
+from lotterykit.reports.groups import Group, Section, groups, make_sections
+from lotterykit.reports.ink import MARK, check_ready
+from lotterykit.reports.points import WHEN, Point, Row, say
 from lotterykit.reports.template import CSS, PAGE
 
 
@@ -29,26 +31,53 @@ class Figure:
 
 
 def write_report(
-    rows: Sequence[Row], out_dir: str | os.PathLike[str], *, title: str = "Plant 'n' Seek"
+    rows: Sequence[Row],
+    out_dir: str | os.PathLike[str],
+    *,
+    title: str = "Plant 'n' Seek",
+    figures: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write `out_dir`/index.html and `out_dir`/figures/*.svg, *.csv from result `rows`; the page's path.
 
-    The page appears last and whole: a failure leaves an earlier page as it was. The same rows give the
-    same bytes. Raises `ArgumentError` for no rows, rows that are none, or a folder that cannot be
-    written, `LotterykitError` where matplotlib or jinja2 is missing.
+    A section for each task, or for each of `figures`: mappings with "number", "title", "keys" (of the
+    figure's rows; a row may be in several, rows in none are left out) and "overlay" (a field of the spec
+    drawn as line styles, or None). The page appears last and whole: a failure leaves an earlier page as it
+    was. Figures of an earlier report that this one does not have are then removed. The same rows give the
+    same bytes. Raises `ArgumentError` for no rows, rows that are none, or a folder that cannot be written,
+    `LotterykitError` where matplotlib or jinja2 is missing.
     """
-    found = groups(rows)
+    sections = make_sections(rows, figures)
+    check_ready()
+    if figures is not None:
+        rows = list({id(r): r for s in sections for r in s.rows}.values())
     out = Path(out_dir)
-    figures = {g.slug: _figures(g, _methods(rows)) for g in found}
-    page = _page(rows, found, figures, title)
+    methods = sorted({str(r["spec"]["method"]) for r in rows} - {"oracle"})
+    drawn = {g.slug: _figures(g, methods) for s in sections for g in s.groups}
+    page = _page(rows, sections, drawn, title)
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for figure in (f for own in figures.values() for f in own):
-            _write(out / "figures" / f"{figure.name}.svg", figure.svg)
-            _write(out / "figures" / f"{figure.name}.csv", figure.csv)
-        return _write(out / "index.html", page)
+        folder = out / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [f for own in drawn.values() for f in own]
+        for figure in written:
+            _write(folder / f"{figure.name}.svg", figure.svg)
+            _write(folder / f"{figure.name}.csv", figure.csv)
+        path = _write(out / "index.html", page)
+        _remove_earlier(folder, {f.name for f in written})
+        return path
     except OSError as e:
         raise ArgumentError(f"cannot write the report to {str(out)!r}: {e.strerror or e}") from e
+
+
+def _remove_earlier(folder: Path, kept: set[str]) -> None:
+    """Remove the figures of earlier reports, known by their mark, with their data; nobody else's files."""
+    for path in sorted(folder.glob("*.svg")):
+        if path.stem in kept or path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            ours = MARK.encode() in file.read(1000)
+        if ours:
+            path.with_suffix(".csv").unlink(missing_ok=True)
+            path.unlink()
 
 
 def _write(path: Path, text: str) -> Path:
@@ -65,12 +94,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _methods(rows: Sequence[Row]) -> list[str]:
-    return sorted({str(r["spec"]["method"]) for r in rows} - {"oracle"})
-
-
 def _figures(group: Group, methods: Sequence[str]) -> list[Figure]:
-    pair = tickets.pick(group)
     slug = group.slug
     made = []
     if group.series:
@@ -80,55 +104,61 @@ def _figures(group: Group, methods: Sequence[str]) -> list[Figure]:
             Figure(f"{slug}-recovery", "Recovery of the planted ticket", captions.recovery_caption(group),
                    plots.recovery_svg(group, methods), tables.recovery_csv(group)),
         ]  # fmt: skip
-    if tables.layer_names([*group.rows, *group.truth]):
+    for part, value in zip(group.parts, group.values, strict=True):
+        pair, slug = tickets.pick(part), part.slug
+        which = f", {group.overlay} {say(value)}" if group.overlay else ""
+        if tables.layer_names([*part.rows, *part.truth]):
+            made.append(
+                Figure(f"{slug}-layers", f"Density of each layer{which}", captions.layer_caption(part),
+                       heat.layer_svg(part), tables.layer_csv(part))
+            )  # fmt: skip
         made.append(
-            Figure(f"{slug}-layers", "Density of each layer", captions.layer_caption(group),
-                   plots.layer_svg(group), tables.layer_csv(group))
+            Figure(f"{slug}-ticket", f"The ticket, planted and found{which}", captions.ticket_caption(pair),
+                   tickets.ticket_svg(pair, f"{slug}-ticket"), tickets.ticket_csv(pair))
         )  # fmt: skip
-    made.append(
-        Figure(f"{slug}-ticket", "The ticket, planted and found", captions.ticket_caption(pair),
-               tickets.ticket_svg(pair, f"{slug}-ticket"), tickets.ticket_csv(pair))
-    )  # fmt: skip
     return made
 
 
-def _page(rows: Sequence[Row], found: list[Group], figures: dict[str, list[Figure]], title: str) -> str:
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as e:
-        raise LotterykitError("the report page needs jinja2: pip install 'lotterykit[plot]'") from e
-    sections: dict[str, dict[str, Any]] = {}
-    for group in found:
-        shown = [
-            {"name": f.name, "heading": f.heading, "caption": f.caption, "csv": _data_uri(f.csv),
-             "svg": Markup(_inline(f, group))}
-            for f in figures[group.slug]
-        ]  # fmt: skip
-        section = sections.setdefault(group.task, {"task": group.task, "groups": []})
-        section["groups"].append(
-            {
-                "anchor": group.slug,
-                "title": group.title,
-                "conditions": words.conditions(group),
-                "notes": words.notes(group),
-                "figures": shown,
-                "tables": _tables(group),
-            }
-        )
+def _page(
+    rows: Sequence[Row], sections: Sequence[Section], figures: dict[str, list[Figure]], title: str
+) -> str:
+    import jinja2
+    from markupsafe import Markup
+
+    shown = [{"heading": s.heading, "groups": [_told(g, s, figures[g.slug]) for g in s.groups]}
+             for s in sections]  # fmt: skip
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     text = template.render(
         title=title,
         css=Markup(CSS),  # a constant of ours
-        lead=words.lead(found),
-        facts=words.facts(rows, found),
-        overview=_overview(found) if len(found) > 1 else None,
+        lead=words.lead(groups(rows)),
+        facts=words.facts(rows),
+        overview=_overview(sections),
         legend=captions.LEGEND,
-        sections=list(sections.values()),
+        sections=shown,
         version=words.version(rows),
         count=len(rows),
     )
     return text + "\n"
+
+
+def _told(group: Group, section: Section, figures: Sequence[Figure]) -> dict[str, Any]:
+    """What the template shows of `group`."""
+    from markupsafe import Markup
+
+    shown = [
+        {"name": f.name, "heading": f.heading, "caption": f.caption, "csv": _data_uri(f.csv),
+         "svg": Markup(_inline(f, group))}
+        for f in figures
+    ]  # fmt: skip
+    return {
+        "anchor": group.slug,
+        "title": f"{group.task}: {group.title}" if section.number else group.title,
+        "conditions": words.conditions(group),
+        "notes": words.notes(group),
+        "figures": shown,
+        "tables": _tables(group),
+    }
 
 
 def _inline(figure: Figure, group: Group) -> str:
@@ -161,13 +191,17 @@ def _tables(group: Group) -> list[dict[str, Any]]:
     return made
 
 
-def _overview(found: Sequence[Group]) -> dict[str, Any]:
-    """One line per group, so that tasks, pipelines and gains stand beside each other."""
+def _overview(sections: Sequence[Section]) -> dict[str, Any] | None:
+    """One line per group, so that tasks, pipelines and gains stand beside each other; None for one group."""
     lines = []
-    for group in found:
-        cells = [_text(text, small=small) for text, small in words.overview(group)]
-        cells[0] |= {"href": f"#{group.slug}"}
-        lines.append({"kind": "", "cells": cells})
+    for section in sections:
+        for group in section.groups:
+            cells = [_text(text, small=small) for text, small in words.overview(group)]
+            number = f"Figure {section.number}, " if section.number else ""
+            cells[0] |= {"href": f"#{group.slug}", "text": number + cells[0]["text"]}
+            lines.append({"kind": "", "cells": cells})
+    if len(lines) < 2:
+        return None
     return {
         "heading": "At a glance",
         "header": words.OVERVIEW,
@@ -187,15 +221,17 @@ def _means(group: Group) -> dict[str, Any]:
             lines.append(
                 {"kind": "first" if not i else "", "cells": _mean_cells(series.label, point, metrics)}
             )
-    if group.truth:
-        cells = _mean_cells("ground truth", Point("truth", group.truth), metrics)
-        lines.append({"kind": "first truth", "cells": cells})
-    return {"heading": "All numbers", "header": header, "lines": lines, "caption": captions.MEANS}
+    for i, (label, point) in enumerate(tables.truths(group)):
+        cells = _mean_cells(label, point, metrics)
+        lines.append({"kind": "truth" if i else "first truth", "cells": cells})
+    caption = captions.MEANS + (captions.RESCALED if group.rescaled and not group.classification else "")
+    return {"heading": "All numbers", "header": header, "lines": lines, "caption": caption}
 
 
 def _mean_cells(label: str, point: Point, metrics: Sequence[str]) -> list[dict[str, Any]]:
-    density = tables.show(point.density) + (" (truth)" if point.asked == "truth" else "")
-    cells = [_text(label), _text(density)]
+    density = tables.show_density(point) + (" (truth)" if point.asked == "truth" else "")
+    got = tables.show(point.density)
+    cells = [_text(label), _text(density, small=f"achieved {got}" if not density.startswith(got) else "")]
     for when in WHEN:
         for metric in metrics:
             s = point.stat("metrics", when, metric)

@@ -1,4 +1,4 @@
-"""The figures over density: metrics, recovery, layerwise densities (P0 Figs. 3, 4 and 15)."""
+"""The figures over density: metrics and recovery (P0 Figs. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lotterykit.reports.groups import WHEN, Group, Point, Stat
+from lotterykit.reports.groups import Group
 from lotterykit.reports.ink import (
     REFERENCE,
     TRUTH,
+    dash,
     density_axis,
     ink,
     new_figure,
@@ -17,7 +18,8 @@ from lotterykit.reports.ink import (
     style,
     svg_text,
 )
-from lotterykit.reports.tables import layer_names, layer_stat, show
+from lotterykit.reports.points import WHEN, Point, Stat, say
+from lotterykit.reports.tables import show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +35,10 @@ _METRIC_PANELS = {
         ("after", "mse_scaled", f"{_AFTER}, up to scale"),
     ),
 }
+_TRUTH_DASHES = (0, (5, 2.5))
+_STAR: dict[str, Any] = {
+    "marker": "*", "markersize": 13, "color": TRUTH, "markeredgecolor": "white", "markeredgewidth": 0.7,
+}  # fmt: skip
 _RECOVERY_PANELS = (
     (("precision",), "precision"),
     (("recall",), "recall"),
@@ -43,8 +49,8 @@ _RECOVERY_PANELS = (
 def metric_svg(group: Group, methods: Sequence[str]) -> str:
     """Metric against density, before and after training, with the ground truth: SVG text.
 
-    Lines are means over seeds, bands least to greatest; a hollow marker says that a seed has no live
-    path, a triangle at the upper edge that a seed's metric is not finite.
+    Lines are means over seeds, bands least to greatest; a star is the ground truth, a hollow marker says
+    that a seed has no live path, a triangle at the upper edge that a seed's metric is not finite.
     """
     panels = _METRIC_PANELS[group.classification]
     with ink(group.slug + "-metric"):
@@ -68,42 +74,62 @@ def _metric_panel(ax: Axes, group: Group, methods: Sequence[str], path: tuple[st
     if not group.classification:
         power_axis(ax)
     ax.set_ylim(*_limits(group, path[-1]))
-    _truth_line(ax, group, group.truth_stat(*path))
+    _truth_lines(ax, group, path)
     for place, series in enumerate(group.series):
         stats = [p.stat(*path) for p in series.points]
-        look = style(series, methods)
-        _line(ax, series.points, stats, look)
+        look = style(series, methods, group.values)
+        _line(ax, series.points, stats, look, light=group.overlay is not None)
         lost = [p.density for p, s in zip(series.points, stats, strict=True) if s.total > s.n]
         edge = [0.97 - 0.035 * place] * len(lost)  # one level a method: triangles never hide each other
         at: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "linestyle": "none", "zorder": 5}
         ax.plot(lost, edge, marker=6, markersize=6, color=look["color"], **at)
 
 
-def _line(ax: Axes, points: Sequence[Point], stats: Sequence[Stat], look: dict[str, Any]) -> None:
-    """One series: band, mean line, and a marker per point (hollow where a seed is disconnected)."""
+def _line(
+    ax: Axes, points: Sequence[Point], stats: Sequence[Stat], look: dict[str, Any], *, light: bool
+) -> None:
+    """One series: band, mean line, and a marker per point (hollow where a seed is disconnected).
+
+    `light` is for figures with many lines: fainter bands and thinner lines.
+    """
     shown = [(p, s) for p, s in zip(points, stats, strict=True) if s.n]
     x = [p.density for p, _ in shown]
     color = look["color"]
     if any(s.n > 1 for _, s in shown):
         ax.fill_between(
-            x, [s.low for _, s in shown], [s.high for _, s in shown], color=color, alpha=0.15, lw=0
-        )
-    ax.plot(x, [s.mean for _, s in shown], color=color, linestyle=look["linestyle"], zorder=3)
+            x, [s.low for _, s in shown], [s.high for _, s in shown], color=color, lw=0,
+            alpha=0.04 if light else 0.15,
+        )  # fmt: skip
+    width = 1.3 if light else 1.8
+    ax.plot(x, [s.mean for _, s in shown], color=color, linestyle=look["linestyle"], lw=width, zorder=3)
     for hollow in (False, True):
         some = [(p.density, s.mean) for p, s in shown if bool(p.collapsed) is hollow]
+        # hollow ones are larger and above all solid ones, and let what is below them through
         ax.plot(
             [d for d, _ in some], [m for _, m in some], linestyle="none", marker=look["marker"], color=color,
-            markerfacecolor="white" if hollow else color, markeredgewidth=1.4, zorder=4,
+            markerfacecolor="none" if hollow else color, markeredgewidth=1.4 if hollow else 0.6,
+            markersize=8.5 if hollow else 5.5, zorder=4.5 if hollow else 4,
         )  # fmt: skip
 
 
-def _truth_line(ax: Axes, group: Group, s: Stat) -> None:
+def _truth_density(ax: Axes, group: Group) -> None:
     if not math.isnan(group.truth_density):
         ax.axvline(group.truth_density, color=TRUTH, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
-    if s.n:
-        ax.axhline(s.mean, color=TRUTH, linewidth=1.3, linestyle=(0, (5, 2.5)), zorder=2.5)
+
+
+def _truth_lines(ax: Axes, group: Group, path: tuple[str, ...]) -> None:
+    """The truth's density, and its metric as a line and a star (one for each value of an overlay)."""
+    _truth_density(ax, group)
+    for value, rows in group.truths:
+        point = Point("truth", rows)
+        s = point.stat(*path)
+        if not s.n:
+            continue
+        dashes = _TRUTH_DASHES if value is None else dash(value, group.values)
+        ax.axhline(s.mean, color=TRUTH, linewidth=1.3, linestyle=dashes, zorder=2.5)
         if s.high > s.low:
-            ax.axhspan(s.low, s.high, color=TRUTH, alpha=0.08, lw=0)
+            ax.axhspan(s.low, s.high, color=TRUTH, alpha=0.08 if value is None else 0.04, lw=0)
+        ax.plot([point.density], [s.mean], linestyle="none", zorder=6, **_STAR)
 
 
 def _lowest(group: Group) -> float:
@@ -128,13 +154,18 @@ def _limits(group: Group, metric: str) -> tuple[float, float]:
 def _legend(figure: Figure, group: Group, methods: Sequence[str], truth: bool, extra: Sequence = ()) -> None:
     from matplotlib.lines import Line2D
 
-    entries = []
-    for series in group.series:
-        look = style(series, methods)
-        entries.append(Line2D([], [], label=series.label, markeredgewidth=1.4, **look))
+    entries: list[Line2D] = []
+    for series in {s.name: s for s in reversed(group.series)}.values():
+        look = style(series, methods, group.values) | ({"linestyle": "-"} if group.overlay else {})
+        entries.insert(0, Line2D([], [], label=series.name, **look))
+    if group.overlay:
+        for value in group.values:
+            own: dict[str, Any] = {"color": "#444444", "linestyle": dash(value, group.values)}
+            entries.append(Line2D([], [], label=f"{group.overlay} {say(value)}", **own))
     if truth:
-        line: dict[str, Any] = {"color": TRUTH, "linewidth": 1.3, "linestyle": (0, (5, 2.5))}
-        entries.append(Line2D([], [], label="ground truth", **line))
+        dashes = "-" if len(group.truths) > 1 else _TRUTH_DASHES
+        line: dict[str, Any] = {"linewidth": 1.3, "linestyle": dashes}
+        entries.append(Line2D([], [], label="ground truth", **line, **_STAR))
     dots: dict[str, Any] = {"color": TRUTH, "linewidth": 0.9, "linestyle": (0, (1, 2))}
     if not math.isnan(group.truth_density):
         entries.append(Line2D([], [], label=f"truth's density, {show(group.truth_density)}", **dots))
@@ -143,7 +174,8 @@ def _legend(figure: Figure, group: Group, methods: Sequence[str], truth: bool, e
             "linestyle": "none",
             "marker": "o",
             "color": "#444444",
-            "markerfacecolor": "white",
+            "markerfacecolor": "none",
+            "markersize": 8.5,
         }
         entries.append(Line2D([], [], label="hollow: no live path in a seed", markeredgewidth=1.4, **hollow))
     entries += extra
@@ -177,15 +209,12 @@ def recovery_svg(group: Group, methods: Sequence[str]) -> str:
         for ax, (path, title) in zip(figure.subplots(1, 3, sharey=True), _RECOVERY_PANELS, strict=True):
             density_axis(ax, _lowest(group))
             ax.set_ylim(-0.03, 1.03)
-            _truth_line(ax, group, Stat(math.nan, math.nan, math.nan, 0, 0))
+            _truth_density(ax, group)
             _recovery_references(ax, group, path[-1], thin)
             for series in group.series:
-                _line(
-                    ax,
-                    series.points,
-                    [p.stat("recovery", *path) for p in series.points],
-                    style(series, methods),
-                )
+                stats = [p.stat("recovery", *path) for p in series.points]
+                look = style(series, methods, group.values)
+                _line(ax, series.points, stats, look, light=group.overlay is not None)
             ax.set_title(title)
         figure.axes[0].set_ylabel("share of weights")
         extra = [
@@ -211,75 +240,3 @@ def _recovery_references(ax: Axes, group: Group, quantity: str, look: dict[str, 
     ax.plot(d, best, linestyle="-", zorder=1.8, **look)
     chance = [truth] * len(d) if quantity == "precision" else d
     ax.plot(d, chance, linestyle=(0, (4, 1.5)), zorder=1.8, **look)
-
-
-def layer_svg(group: Group) -> str:
-    """Layerwise densities per method as heat maps: SVG text.
-
-    A hatched cell with a cross holds an empty layer in some seed, the lowest row counts the seeds
-    without a live path from input to output.
-    """
-    names = layer_names([*group.rows, *group.truth])
-    shown: list[tuple[str, tuple[Point, ...]]] = [(s.label, s.points) for s in group.series]
-    if group.truth:
-        shown.insert(0, ("ground truth", (Point("truth", group.truth),)))
-    with ink(group.slug + "-layers"):
-        columns = min(3, len(shown))
-        lines = math.ceil(len(shown) / columns)
-        widest = max(len(points) for _, points in shown)
-        figure = new_figure(10.4, 0.35 + lines * (0.85 + 0.3 * (len(names) + 1)))
-        axes = figure.subplots(lines, columns, squeeze=False)
-        for ax in axes.flat[len(shown) :]:
-            ax.set_axis_off()
-        for i, (label, points) in enumerate(shown):
-            ax = axes.flat[i]
-            _heat(ax, points, names, widest)
-            ax.set_title(label)
-            if i % columns:
-                ax.set_yticklabels([])
-            if i + columns >= len(shown):
-                ax.set_xlabel("density (kept / total)")
-        return svg_text(figure, group.slug + "-layers")
-
-
-def _heat(ax: Axes, points: Sequence[Point], names: Sequence[str], columns: int) -> None:
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    ax.tick_params(length=0)
-    for column, p in enumerate(points):
-        for line, name in enumerate(names):
-            s, empty = layer_stat(p.rows, name)
-            text = f"\u00d7 {empty} of {s.n}" if empty else show(s.mean, 2)
-            _heat_cell(ax, column, line, s.mean, text, flagged=bool(empty))
-        dead = p.collapsed
-        text = f"\u00d7 {dead} of {len(p.rows)}" if dead else "none"
-        _heat_cell(ax, column, len(names) + 0.25, None, text, flagged=bool(dead))
-    ax.set_xlim(-0.5, max(columns, 2) - 0.5)
-    ax.set_ylim(len(names) + 0.8, -0.55)
-    ax.set_xticks(range(len(points)), [show(p.density, 2) for p in points])
-    labels = [*(f"layer {i + 1}" for i in range(len(names))), "no live path"]
-    ax.set_yticks([*range(len(names)), len(names) + 0.25], labels)
-
-
-def _heat_cell(ax: Axes, x: float, y: float, density: float | None, text: str, *, flagged: bool) -> None:
-    """One cell: shade by log density (three decades), hatched where `flagged`."""
-    import matplotlib
-    from matplotlib.patches import Rectangle
-
-    shade: Any = "#FFFFFF" if density is None or not density > 0 else None
-    strength = 0.0
-    if shade is None and density is not None:
-        strength = min(1.0, max(0.0, 1 + math.log10(density) / 3))
-        shade = matplotlib.colormaps["Blues"](0.08 + 0.8 * strength)
-    hatch = "////" if flagged else None
-    box: dict[str, Any] = {
-        "facecolor": shade,
-        "edgecolor": "#7A1F1F" if flagged else "#D0D0D0",
-        "linewidth": 0.8,
-    }
-    ax.add_patch(Rectangle((x - 0.46, y - 0.42), 0.92, 0.84, hatch=hatch, **box))
-    color = "#7A1F1F" if flagged else ("#FFFFFF" if strength > 0.7 else "#222222")
-    plate = {"facecolor": "white", "edgecolor": "none", "boxstyle": "round,pad=0.12"} if flagged else None
-    weight = "bold" if flagged else "normal"
-    ax.text(x, y, text, ha="center", va="center", fontsize=8.0, color=color, weight=weight, bbox=plate)

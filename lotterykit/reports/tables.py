@@ -7,7 +7,8 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
-from lotterykit.reports.groups import WHEN, Group, Point, Row, Stat, groups, number, stat
+from lotterykit.reports.groups import Group, groups
+from lotterykit.reports.points import WHEN, Point, Row, Stat, number, say, stat
 
 METRIC_COLUMNS = (
     "when", "metric", "method", "asked_density", "density", "n", "finite", "mean", "min", "max",
@@ -15,7 +16,8 @@ METRIC_COLUMNS = (
 )  # fmt: skip
 RECOVERY_COLUMNS = ("quantity", "method", "asked_density", "density", "n", "mean", "min", "max")
 LAYER_COLUMNS = (
-    "method", "asked_density", "density", "layer", "n", "mean", "min", "max", "empty", "no_live_path",
+    "method", "asked_density", "density", "layer", "parameter", "n", "mean", "min", "max", "empty",
+    "no_live_path",
 )  # fmt: skip
 MISSING = "\u2013"
 RECOVERED = (
@@ -56,13 +58,22 @@ def metric_csv(group: Group) -> str:
                         (when, metric, series.label, p.asked, p.density, s.total, s.n, s.mean, s.low, s.high,
                          p.collapsed, p.emptied)
                     )  # fmt: skip
-            if group.truth:
-                s, p = group.truth_stat(*path), Point("truth", group.truth)
+            for label, p in truths(group):
+                s = p.stat(*path)
+                if group.rescaled and (when, metric) == ("before", "mse"):
+                    label += " times its output scale"
                 lines.append(
-                    (when, metric, "ground truth", "truth", group.truth_density, s.total, s.n, s.mean,
-                     s.low, s.high, p.collapsed, p.emptied)
+                    (when, metric, label, "truth", p.density, s.total, s.n, s.mean, s.low, s.high,
+                     p.collapsed, p.emptied)
                 )  # fmt: skip
     return csv_text(METRIC_COLUMNS, lines)
+
+
+def truths(group: Group) -> list[tuple[str, Point]]:
+    """(label, point) of the ground truth: one, or one for each value of the group's overlay; [] if none."""
+    name = f"ground truth, {group.overlay} "
+    told = [("ground truth" if v is None else name + say(v), rows) for v, rows in group.truths]
+    return [(label, Point("truth", rows)) for label, rows in told]
 
 
 def recovery_csv(group: Group) -> str:
@@ -94,13 +105,11 @@ def layer_csv(group: Group) -> str:
     """Layerwise density by method and density, with the counts of empty layers and dead networks."""
     lines = []
     names = layer_names([*group.rows, *group.truth])
-    found = [(s.label, p) for s in group.series for p in s.points]
-    if group.truth:
-        found.insert(0, ("ground truth", Point("truth", group.truth)))
+    found = truths(group) + [(s.label, p) for s in group.series for p in s.points]
     for label, p in found:
-        for name in names:
+        for layer, name in enumerate(names, start=1):
             s, empty = layer_stat(p.rows, name)
-            line = (label, p.asked, p.density, name, s.n, s.mean, s.low, s.high, empty, p.collapsed)
+            line = (label, p.asked, p.density, layer, name, s.n, s.mean, s.low, s.high, empty, p.collapsed)
             lines.append(line)
     return csv_text(LAYER_COLUMNS, lines)
 
@@ -120,26 +129,45 @@ def at_truth(points: Sequence[Point]) -> Point | None:
     return next((p for p in points if p.asked == "truth"), None)
 
 
+# Why a number of the hiding table may not exist: see `lotterykit.planting.hiding`.
+_UNKNOWN = {
+    "max_sigma": "the mother's are 0",
+    "median_sigma": "the mother's are 0",
+    "auc": "every entry is planted",
+}
+
+
 def hiding_table(group: Group) -> list[list[str]]:
     """How well the planted weights hide, per parameter: means over seeds, header first; [] if unknown."""
     by_seed = {r["spec"].get("seed", 0): r["hiding"] for r in [*group.rows, *group.truth] if r.get("hiding")}
     if not by_seed:
         return []
     reports = [by_seed[s] for s in sorted(by_seed)]
-    table = [["parameter", "largest |w| / sigma", "median |w| / sigma", "AUC of |w|"]]
-    names = dict.fromkeys(n for h in reports for n in h)
-    for name in names:
-        columns = ("max_sigma", "median_sigma", "auc")
-        cells = [show(stat(number(h, name, c) for h in reports).mean) for c in columns]
-        table.append([name, *cells])
+    table = [["layer", "largest |w| / sigma", "median |w| / sigma", "AUC of |w|"]]
+    layers = layer_names([*group.rows, *group.truth])
+    for name in dict.fromkeys(n for h in reports for n in h):
+        stem, _, kind = name.rpartition(".")
+        weight = f"{stem}.weight" if stem else "weight"
+        told = f"layer {layers.index(weight) + 1}, {kind} ({name})" if weight in layers else name
+        cells = []
+        for column, reason in _UNKNOWN.items():
+            mean = stat(number(h, name, column) for h in reports).mean
+            cells.append(reason if math.isnan(mean) else show(mean))
+        table.append([told, *cells])
     return table
 
 
 def show(value: float | None, digits: int = 3) -> str:
-    """`value` to `digits` significant places, an en dash where there is none."""
+    """`value` to `digits` significant places (22,500, not 2.25e+04), an en dash where there is none."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return f"{value:.{digits}g}"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if 1000 <= abs(float(text)) < 1e7 else text
+
+
+def show_density(point: Point, digits: int = 3) -> str:
+    """The density as it was asked for; the achieved one where "truth" was."""
+    return show(point.density if isinstance(point.asked, str) else point.asked, digits)
 
 
 def show_range(s: Stat) -> str:
@@ -169,6 +197,8 @@ def summary_table(rows: Sequence[Row]) -> str:
         marked |= any(c.endswith("*") for line in table[1:] for c in line)
         blocks.append("\n".join([heading, "  " + lines[0], *("  " + text for text in lines[1:])]))
     notes = ["untrained, recall: at the truth's density"]
+    if any(g.rescaled and not g.classification for g in groups(rows)):
+        notes.append("gain < 1: the untrained ground truth's output is taken times its output scale")
     notes += ["* at least one seed has no live path from input to output"] if marked else []
     return "\n\n".join([*blocks, "\n".join(notes)])
 
@@ -187,7 +217,10 @@ def _heading(group: Group) -> str:
 def _summary(group: Group) -> list[list[str]]:
     densities = asked_densities(group)
     metric = metric_names(group)[0]
-    header = [f"truth {show(d)}" if asked == "truth" else show(d) for asked, d in densities]
+    header = [
+        f"truth {show(d)}" if asked == "truth" else show(d if isinstance(asked, str) else asked)
+        for asked, d in densities
+    ]
     table = [["density", *header, "| untrained", "recall"]]
     for series in group.series:
         by_asked = {p.asked: p for p in series.points}

@@ -39,6 +39,7 @@ th, td { padding: .3rem .6rem; vertical-align: top; text-align: right; white-spa
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: .9rem; }
+td:has(a) { white-space: normal; min-width: 11rem; }
 .scroll + p { font-size: .9rem; margin-top: .5rem; }
 tr.first td { border-top: 2px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
@@ -107,7 +108,10 @@ PAGE = """{%- macro show_table(table) %}
 </header>
 {%- for section in sections %}
 <section>
-<h2>{{ section.task }}</h2>
+<h2>{{ section.heading }}</h2>
+{%- if not section.groups %}
+<p class="soft">None of its results are in the store yet.</p>
+{%- endif %}
 {%- for group in section.groups %}
 <section id="{{ group.anchor }}">
 <h3>{{ group.title }}</h3>

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lotterykit.reports.groups import Group, Row, Series, number
+from lotterykit.reports.groups import Group
 from lotterykit.reports.ink import NEGATIVE, POSITIVE, ZERO, ink, new_figure, svg_text
+from lotterykit.reports.points import Row, Series, number
 from lotterykit.reports.tables import csv_text, show
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def ticket(row: Row | None) -> Ticket | None:
 def pick(group: Group) -> Pair:
     """The tickets to draw: the first seed with a truth, and on it the row with the best live recovery.
 
-    Rows at the truth's density go first, then the row of nearest density; rows without drawable edges
-    are taken only where there is nothing else.
+    Rows at the truth's density go first, then those of the nearest asked density. Tickets too large to
+    draw are taken only where there is nothing else, and those without a live path last.
     """
     planted = next((r for r in group.truth if r.get("edges")), group.truth[0] if group.truth else None)
     rows = [(s, r) for s in group.series for p in s.points for r in p.rows]
@@ -78,23 +79,27 @@ def pick(group: Group) -> Pair:
     truth = group.truth_density
 
     def rank(item: tuple[Series, Row]) -> tuple:
-        row = item[1]
-        away = 0.0 if row["spec"]["density"] == "truth" else abs(row["density"] - truth) + 1e-12
+        row, asked = item[1], item[1]["spec"]["density"]
+        away = 0.0 if asked == "truth" else abs(float(asked) - truth) + 1e-12
+        told = row.get("edges")
+        dead = bool(row["collapse"].get("no_live_path")) or (told is not None and not told.get("edges"))
         live, recall = number(row, "recovery", "live", "iou"), number(row, "recovery", "recall")
-        return (row.get("edges") is None, away, -(live or 0.0), -(recall or 0.0))
+        return (dead, told is None, away, -(live or 0.0), -(recall or 0.0))
 
     series, found = min(rows, key=rank)
     return Pair(planted, found, series, found["spec"].get("seed", 0))
 
 
 def ticket_csv(pair: Pair) -> str:
-    """Every edge of the two tickets, with whether the planted ticket holds it."""
+    """Every edge of the two tickets (layers from 1), with whether the planted ticket holds it."""
     planted = ticket(pair.planted)
     lines = []
     for name, row in (("planted", pair.planted), ("found", pair.found)):
         drawn = ticket(row)
         for edge, weights in sorted(drawn.edges.items()) if drawn else ():
-            lines.append((name, *edge, *weights, "" if planted is None else edge in planted.edges))
+            layer, out, inp = edge
+            known = "" if planted is None else edge in planted.edges
+            lines.append((name, layer + 1, out, inp, *weights, known))
     return csv_text(TICKET_COLUMNS, lines)
 
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from lotterykit.reports import tables
-from lotterykit.reports.groups import Group, Point, Row, Series, number, say, stat
+from lotterykit.reports.groups import Group, task_order
+from lotterykit.reports.points import Point, Row, Series, number, say, stat
 
 OVERVIEW = [
     "setting",
@@ -21,7 +22,8 @@ OVERVIEW_CAPTION = (
     "Mean test accuracy (circle) or MSE (relu, helix) over seeds. The last three columns are the methods' "
     "at the "
     "truth's density: the best after training, the largest share of planted weights, networks without a "
-    "live path."
+    "live path. Methods that collapsed in every seed are left out of the best; * marks one that collapsed "
+    "in some. Below gain 1 the MSE of the truth as planted is that of its output times its output scale."
 )
 _NAMES = {"lr": "learning rate", "batch_size": "batch size", "shot_epochs": "epochs per shot"}
 _SAID_APART = ("pipeline", "task")
@@ -30,7 +32,7 @@ _SAID_APART = ("pipeline", "task")
 def lead(found: Sequence[Group]) -> str:
     """The opening paragraph: what was planted, who looked for it, what came out."""
     tasks = dict.fromkeys(g.task for g in found)
-    methods = dict.fromkeys(s.label for g in found for s in g.series)
+    methods = dict.fromkeys(s.name for g in found for s in g.series)
     several = "s" if len(tasks) > 1 else ""
     text = f"Sparse networks that solve the task{several} {_listed(tasks)} were planted in larger random ones"
     if not methods:
@@ -42,26 +44,28 @@ def lead(found: Sequence[Group]) -> str:
         "density, and its very weights. "
     )
     tops = [(g, best(g, "recovery", "recall")) for g in found]
-    known = [(top[0], top[1].label, g) for g, top in tops if top]
+    known = [(*top, g) for g, top in tops if top]
     if known:
-        value, name, group = max(known, key=lambda item: item[0])
-        points = [p for g in found for s in g.series for p in s.points if p.asked == "truth"]
-        dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
+        value, series, point, group = max(known, key=lambda item: item[0])
         text += (
-            "At the planted density the largest share of the planted weights that a method kept is "
-            f"{tables.show(value)} ({name} on {group.task}, {group.title}; mean over seeds); {dead} of "
-            f"{total} networks pruned that far have no live path left."
+            "At the planted density the largest share of the planted weights that a method with a live "
+            f"path kept is {tables.show(value)} ({series.label} on {group.task}, {group.title}; mean over "
+            f"seeds{_dead(point)}). "
         )
-    return text
+    points = [p for g in found for s in g.series for p in s.points if p.asked == "truth"]
+    dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
+    if total:
+        text += f"{dead} of {total} networks pruned to the planted density have no live path left."
+    return text.rstrip()
 
 
-def facts(rows: Sequence[Row], found: Sequence[Group]) -> list[tuple[str, str]]:
+def facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(name, value) pairs about the runs: counts, seeds, time, versions."""
     seeds = sorted({r["spec"].get("seed", 0) for r in rows})
     seconds = math.fsum(number(r, "times", "total") or 0.0 for r in rows)
     told = [
         ("results", str(len(rows))),
-        ("tasks", ", ".join(dict.fromkeys(g.task for g in found))),
+        ("tasks", ", ".join(t for _, t in sorted({task_order(str(r["spec"].get("task"))) for r in rows}))),
         ("seeds", f"{len(seeds)} ({_ranges(seeds)})"),
         ("computing time", _duration(seconds)),
         ("result format", _several(rows, "results_version")),
@@ -76,28 +80,41 @@ def version(rows: Sequence[Row]) -> str:
 
 
 def best(group: Group, *path: str, least: bool = False) -> tuple[float, Series, Point] | None:
-    """The greatest (or `least`) mean of a series at the truth's density, None without one."""
+    """The greatest (or `least`) mean of a series at the truth's density, None without one.
+
+    A method whose networks are all without a live path is no candidate: a constant is no ticket.
+    """
     found = []
     for series in group.series:
         point = tables.at_truth(series.points)
         mean = point.stat(*path).mean if point else math.nan
-        if point and not math.isnan(mean):
+        if point and point.alive and not math.isnan(mean):
             found.append((mean, series, point))
     pick = min if least else max
     return pick(found, key=lambda item: item[0]) if found else None
 
 
+def _times(group: Group) -> str:
+    """What the untrained ground truth's MSE is of, where that is not its output as it stands."""
+    return " (times its output scale)" if group.rescaled and not group.classification else ""
+
+
 def overview(group: Group) -> list[tuple[str, str]]:
     """The group's cells under `OVERVIEW`, each with its second line."""
     metric = tables.metric_names(group)[0]
-    cells = [(f"{group.task}: {group.title}", ""), (tables.show(group.truth_density), "")]
-    cells += [
-        (tables.show(group.truth_stat("metrics", when, metric).mean), "") for when in ("before", "after")
-    ]
+    overlay = f", {group.overlay} overlaid" if group.overlay else ""
+    cells = [(f"{group.task}: {group.title}{overlay}", ""), (tables.show(group.truth_density), "")]
+    for when in ("before", "after"):
+        means = stat(p.stat("metrics", when, metric).mean for _, p in tables.truths(group))
+        several = means.n > 1 and means.low < means.high
+        cells.append((tables.show_range(means) if several else tables.show(means.mean), ""))
     least = not group.classification
     for path, low in ((("metrics", "after", metric), least), (("recovery", "recall"), False)):
         top = best(group, *path, least=low)
-        cells.append((tables.show(top[0]), top[1].label) if top else (tables.MISSING, ""))
+        if top:
+            cells.append((tables.show(top[0]), top[1].label + "*" * bool(top[2].collapsed)))
+        else:
+            cells.append((tables.MISSING, "all collapsed" if group.series else ""))
     points = [p for p in (tables.at_truth(s.points) for s in group.series) if p]
     dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
     cells.append((f"{dead} of {total}" if total else tables.MISSING, ""))
@@ -110,6 +127,8 @@ def conditions(group: Group) -> str:
     for name, value in group.conditions.items():
         if name not in _SAID_APART:
             parts.append(f"{_NAMES.get(name, name.replace('_', ' '))} {say(value)}")
+    if group.overlay:
+        parts.append(f"{group.overlay} {_listed([say(v) for v in group.values])} (line styles)")
     n = len(group.seeds)
     return f"{n} seed{'s' * (n != 1)}; " + ", ".join(parts) + "."
 
@@ -119,30 +138,33 @@ def notes(group: Group) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
     metric = tables.metric_names(group)[0]
     unit = "accuracy" if group.classification else "MSE"
-    truth = {when: group.truth_stat("metrics", when, metric).mean for when in ("before", "after")}
-    if group.truth:
+    for label, point in tables.truths(group):
+        before, after = (tables.show(point.stat("metrics", w, metric).mean) for w in ("before", "after"))
         told.append(
-            ("", f"Ground truth (density {tables.show(group.truth_density)}): {unit} "
-                 f"{tables.show(truth['before'])} as "
-                 f"planted, {tables.show(truth['after'])} after training.")
+            ("", f"{label[0].upper()}{label[1:]} (density {tables.show(point.density)}): {unit} {before} as "
+                 f"planted{_times(group)}, {after} after training.")
         )  # fmt: skip
-    else:
+    if not group.truth:
         told.append(("warn", "No ground truth: these results hold no oracle run with the same settings."))
     for when, kind in (("before", "strong"), ("after", "weak")):
         top = best(group, "metrics", when, metric, least=not group.classification)
         if top:
             value, series, point = top
-            dead = (
-                f"; no live path in {point.collapsed} of {len(point.rows)} seeds" if point.collapsed else ""
-            )
             told.append(
                 ("", f"Best {kind} ticket at the truth's density: {series.label}, {unit} "
-                     f"{tables.show(value)} (mean{dead}).")
+                     f"{tables.show(value)} (mean{_dead(point)}).")
             )  # fmt: skip
     top = best(group, "recovery", "recall")
     if top:
-        told.append(("", f"Best recall there: {top[1].label}, {tables.show(top[0])} of the planted weights."))
+        told.append(
+            ("", f"Best recall there: {top[1].label}, {tables.show(top[0])} of the planted weights "
+                 f"(mean{_dead(top[2])}).")
+        )  # fmt: skip
     return told + _warnings(group, metric)
+
+
+def _dead(point: Point) -> str:
+    return f"; no live path in {point.collapsed} of {len(point.rows)} seeds" if point.collapsed else ""
 
 
 def _warnings(group: Group, metric: str) -> list[tuple[str, str]]:
@@ -162,7 +184,7 @@ def _warnings(group: Group, metric: str) -> list[tuple[str, str]]:
 
 def _collapse(series: Series) -> str:
     parts = [
-        f"{p.collapsed} of {len(p.rows)} at {tables.show(p.density, 2)}" for p in series.points if p.collapsed
+        f"{p.collapsed} of {len(p.rows)} at {tables.show_density(p, 2)}" for p in series.points if p.collapsed
     ]
     if not parts:
         return ""

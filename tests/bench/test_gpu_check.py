@@ -1,5 +1,6 @@
 """The GPU check without a GPU: its checks in the interpreter and on the CPU, its tables on small sizes."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,6 +20,32 @@ def test_says_in_one_line_that_there_is_no_gpu():
     done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert len((done.stderr + done.stdout).splitlines()) == 1
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module on a pretended GPU, its stages not started."""
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Pretended GPU")
+    monkeypatch.setattr(module, "start_stage", lambda stage, limit: None)
+    monkeypatch.setattr(module, "missing", lambda backend: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
+    return module
+
+
+def test_a_check_that_did_not_run_is_no_success(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert script.main() == 0
+    monkeypatch.setattr(script, "missing", lambda backend: "not built" if backend == "cuda" else None)
+    assert script.main() == 1
+    assert "check-topk_mask: NOT CHECKED, not built" in capsys.readouterr().out
+    monkeypatch.setattr(script, "missing", lambda backend: None)
+    monkeypatch.setattr(script, "BUDGET", 0.0)
+    assert script.main() == 1
+    assert "check-masked_linear: NOT CHECKED, the time budget of 0 s is spent" in capsys.readouterr().out
 
 
 def test_masked_linear_check_passes_in_the_interpreter_and_sees_a_broken_kernel():

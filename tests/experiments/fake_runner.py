@@ -87,6 +87,14 @@ def raise_on_seed_3(cells, *, progress=None):
     return good(cells)
 
 
+def no_memory(cells, *, progress=None):
+    raise MemoryError
+
+
+def interrupted(cells, *, progress=None):
+    raise KeyboardInterrupt
+
+
 def bad_argument(cells, *, progress=None):
     raise ArgumentError("no such thing")
 

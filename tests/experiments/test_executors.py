@@ -119,6 +119,19 @@ Sweep(dict(task="circle", method="snip", density=.1), seeds=4, runner="fake_runn
 """
 
 
+@pytest.mark.parametrize(("executor", "fine"), [("local", False), ("inline", True)])
+def test_a_piped_script_needs_the_inline_executor(tmp_path, executor, fine):
+    script = SCRIPT.format(here=str(HERE), store=str(tmp_path / "s.sqlite"))
+    script = script.replace("workers=1", f"executor={executor!r}")
+    command = [sys.executable, "-"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode == 0) == fine, done.stderr
+    assert (tmp_path / "s.sqlite").exists() == fine
+    if not fine:
+        assert done.stderr.count("Traceback") == 1
+        assert 'save the script, or run with executor="inline"' in done.stderr
+
+
 def test_a_script_without_main_guard_says_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(here=str(HERE), store=str(tmp_path / "s.sqlite")))

@@ -8,12 +8,16 @@ from lotterykit.errors import ArgumentError
 from lotterykit.experiments.forecast import (
     START_SECONDS,
     Cost,
-    calibrator,
+    available_bytes,
+    batch_bytes,
+    check_memory,
     forecast,
     parameters,
+    rounds,
     say_bytes,
     say_seconds,
     steps,
+    work,
 )
 from lotterykit.experiments.spec import CellSpec, Grid, group
 
@@ -23,6 +27,7 @@ CELL = CellSpec(task="circle", method="snip", density=0.1)
 def test_steps_and_parameters_are_exact():
     assert steps(CELL) == 10 * 282  # 9,000 samples in batches of 32
     assert steps(CellSpec(**{**CELL.model_dump(), "pipeline": "multi-shot"})) == 60 * 282
+    assert steps(CellSpec(**{**CELL.model_dump(), "samples": 300, "batch_size": 10**6})) == 10
     assert parameters(CELL) == 2 * 100 + 100 + 2 * (100 * 100 + 100) + 100 * 4 + 4
 
 
@@ -59,13 +64,53 @@ def test_bad_workers():
         forecast([[CELL]], workers=0, calibrate=lambda batch: Cost(1, 1))
 
 
-@pytest.mark.parametrize("task", ["circle", "relu", "helix"])
-def test_calibration_measures_something(task):
-    spec = {"task": task, "method": ["snip", "random"], "density": [0.1, "truth"]}
-    cells = Grid(spec={**spec, "width": 40, "pipeline": "multi-shot", "samples": 200}).cells()
-    cost = calibrator("fake_runner:good", 1)(cells)
-    assert 0 < cost.step < 10
-    assert 0 < cost.cell < 10
+def test_the_oracle_searches_nothing():
+    shots = {**CELL.model_dump(), "pipeline": "multi-shot", "rounds": 3}
+    assert rounds(CellSpec(**shots)) == 30
+    oracle = CellSpec(**{**shots, "method": "oracle", "density": "truth"})
+    assert (steps(oracle), rounds(oracle)) == (steps(CELL), 0)
+
+
+def test_scoring_rounds_are_counted_for_each_cell():
+    cells = [CellSpec(**{**CELL.model_dump(), "rounds": r}) for r in (1, 100)]
+    found = forecast([cells], workers=1, calibrate=lambda batch: Cost(0, 2, 0.5))
+    assert found.seconds == pytest.approx(START_SECONDS + 2 * 2 + 101 * 0.5)
+
+
+def test_a_shape_that_cannot_be_measured_leaves_the_time_unknown():
+    other = CellSpec(**{**CELL.model_dump(), "width": 50})
+    found = forecast([[CELL], [other]], workers=2, calibrate=lambda b: Cost(1, 1) if b == [CELL] else None)
+    assert found.seconds is None
+    assert "2 cells: time unknown with 2 workers, about" in str(found)
+
+
+def test_dearer_cells_weigh_more():
+    def cost(**changes):
+        return work(CellSpec(**{**CELL.model_dump(), **changes}))
+
+    dearer = [
+        {}, {"rounds": 100}, {"epochs": 20}, {"pipeline": "multi-shot"}, {"width": 1000},
+        {"width": 1000, "depth": 10},
+    ]  # fmt: skip
+    assert [cost(**c) for c in dearer] == sorted(cost(**c) for c in dearer)
+
+
+def test_more_memory_than_there_is_is_refused(monkeypatch):
+    monkeypatch.setattr("lotterykit.experiments.forecast.available_bytes", lambda: 2 * 10**9)
+    wide = CellSpec(**{**CELL.model_dump(), "width": 3000})
+    assert batch_bytes([wide]) > 48 * parameters(wide)
+    check_memory([[CELL]] * 9, 1)
+    check_memory([[wide]], 8)  # one batch takes one worker
+    with pytest.raises(ArgumentError, match=r"width 3000, .* 2.0 GB are free: take fewer workers"):
+        check_memory([[wide]] * 8, 8)
+    with pytest.raises(ArgumentError, match=r"are free$"):
+        check_memory([[wide] * 9], 8)
+    monkeypatch.setattr("lotterykit.experiments.forecast.available_bytes", lambda: None)
+    check_memory([[wide]] * 8, 8)
+
+
+def test_the_machine_tells_its_memory():
+    assert 1e8 < available_bytes() < 1e15
 
 
 def test_words():

@@ -67,12 +67,32 @@ def test_key_depends_on_the_results_version(monkeypatch):
         ({"noise": 2.0}, "got 2.0"),
         ({"method": "oracle"}, 'must be "truth"'),
         ({"shots": 3}, 'pipeline "multi-shot" only'),
+        ({"noise": 1e308, "task": "relu"}, "noise must be less than or equal to 1000000"),
+        ({"lr": 1e308}, "lr must be less than or equal to"),
     ],
 )
 def test_bad_values_are_one_clear_line(change, says):
     with pytest.raises(ArgumentError, match=says) as caught:
         CellSpec(**{**BASE, **change})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("width", 10**5), ("depth", 1000), ("samples", 10**8), ("batch_size", 10**6), ("epochs", 10**6),
+        ("rounds", 10**6), ("shots", 10**6), ("shot_epochs", 10**6),
+    ],
+)  # fmt: skip
+def test_every_count_has_a_limit(name, most):
+    multi = {**BASE, "pipeline": "multi-shot"}
+    assert getattr(CellSpec(**{**multi, name: most}), name) == most
+    for more in (most + 1, 10**30):
+        with pytest.raises(ArgumentError, match=f"{name} must be less than or equal to {most}"):
+            CellSpec(**{**multi, name: more})
+    integers = {n for n, field in CellSpec.model_fields.items() if field.annotation is int}
+    assert integers == {"seed", "width", "depth", "samples", "batch_size", "epochs", "rounds", "shots",
+                        "shot_epochs"}  # fmt: skip
 
 
 def test_missing_fields_are_named():
@@ -103,6 +123,27 @@ def test_grid_adds_one_oracle_row_a_seed_and_setting():
     assert not [c for c in Grid(grid=grid, seeds=3, oracle=False).cells() if c.method == "oracle"]
 
 
+def test_the_oracle_is_one_for_all_searches():
+    """Settings of the search do not multiply it, those of the planting, the data and the training do."""
+    search = {"scope": ["global", "local"], "rounds": [1, 100], "invert": [False, True]}
+    shots = {"shots": [5, 10], "shot_epochs": [2, 5], "reset": ["init", "never", "not-last"]}
+    for base, grid in ((BASE, search), ({**BASE, "pipeline": "multi-shot"}, search | shots)):
+        cells = Grid(spec=base, grid=grid, seeds=2).cells()
+        oracles = [cell for cell in cells if cell.method == "oracle"]
+        assert [cell.seed for cell in oracles] == [0, 1]
+        assert {cell.pipeline for cell in oracles} == {base.get("pipeline", "single-shot")}
+        asked = Grid(spec={**base, "method": "oracle"}, grid=grid, seeds=2).cells()
+        assert asked == oracles
+    for other in ({"noise": [0.0, 0.1]}, {"epochs": [1, 2]}, {"gain": [0.0, 1.0]}, {"init": ["he_scaled",
+                  "signed_constant"]}):  # fmt: skip
+        assert len([c for c in Grid(spec=BASE, grid=other).cells() if c.method == "oracle"]) == 2
+
+
+def test_an_oracles_dropped_settings_must_be_good_all_the_same():
+    with pytest.raises(ArgumentError, match="rounds must be"):
+        Grid(spec={"task": "circle", "method": "oracle", "rounds": 0}).cells()
+
+
 def test_grid_of_both_pipelines_keeps_multi_shot_settings_to_multi_shot():
     spec = {**BASE, "pipeline": ["single-shot", "multi-shot"], "shots": [2, 3]}
     cells = Grid(spec=spec, oracle=False).cells()
@@ -122,6 +163,8 @@ def test_grid_of_both_pipelines_keeps_multi_shot_settings_to_multi_shot():
         ({"spec": {**BASE, "seed": list(range(2000)), "width": list(range(1, 2000))}}, "at most"),
         ({"spec": BASE, "seed": 2}, "did you mean 'seeds'"),
         ({"spec": 3}, "spec must be"),
+        ({"spec": {**BASE, "seeds": 3}}, "seeds belongs at the top"),
+        ({"spec": BASE, "grid": {"oracle": False}}, "oracle belongs at the top"),
     ],
 )
 def test_bad_grids_are_refused(values, says):
@@ -149,6 +192,9 @@ def test_toml_round_trip(tmp_path):
         (b"[spec]\ntask={a=1}\nmethod='snip'\ndensity=.7\n", "not valid TOML"),
         (b"[spec]\ntask={a=1}\nmethod='snip'\ndensity=0.7\n", "unknown task"),
         (b"[spec]\ntask=1979-05-27\nmethod='snip'\ndensity=0.7\n", "unknown task"),
+        (b"[spec]\nseeds=3\n", "seeds belongs at the top"),
+        (b"[grid]\nrounds=[1, 0]\n", "rounds must be"),
+        (b"seeds = 0\n", "seeds is how many"),
         (b"a=" + b"[" * 50_000, "not valid TOML"),
         (b"#" * (2 << 20), "larger than"),
     ],
@@ -160,6 +206,15 @@ def test_bad_toml_is_one_line_with_the_file_name(tmp_path, content, says):
         load_toml(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_toml_may_leave_to_flags_what_is_missing(tmp_path):
+    path = tmp_path / "s.toml"
+    path.write_text('[spec]\nshots = 3\ndensity = [0.1, "truth"]\nmethod = ["oracle", "snip"]\nnoise = 2\n')
+    grid = load_toml(path)
+    with pytest.raises(ArgumentError, match="task is missing"):
+        grid.cells()
+    assert Grid(spec=grid.spec, grid={"task": "relu", "pipeline": "multi-shot"}).cells()
 
 
 def test_toml_that_is_missing_or_a_folder(tmp_path):
@@ -185,6 +240,13 @@ def test_derived_seeds_are_stable_and_differ_by_role():
     assert found[0] == 2822939810359331194
     assert len(set(found)) == 200
     assert all(0 <= seed < 2**63 for seed in found)
+
+
+def test_dear_cells_come_in_smaller_batches():
+    cells = Grid(spec={**BASE, "width": [50, 100]}, seeds=20, oracle=False).cells()
+    found = group(cells, 16, most=lambda cell: 0 if cell.width == 100 else 99)
+    sizes = {width: [len(b) for b in found if b[0].width == width] for width in (50, 100)}
+    assert sizes == {50: [10, 10], 100: [1] * 20}
 
 
 def test_batches_share_shape_and_recipe_and_lose_nothing():

@@ -17,7 +17,7 @@ from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.schema import SCHEMA_VERSION
 from lotterykit.experiments.spec import CellSpec, Grid
-from lotterykit.experiments.store import Store
+from lotterykit.experiments.store import Store, check_writable
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": [0.1, 0.5]}, seeds=3).cells()
 
@@ -86,8 +86,16 @@ def test_a_damaged_row_is_not_done_and_is_replaced(path, tamper):
         assert says in bad[CELLS[0]]
         assert len(store.check()) == 1
         assert len(list(store.rows())) == len(CELLS) - 1
+        assert (store.damaged(), store.damaged(CELLS), store.damaged(CELLS[1:])) == (1, 1, 0)
         assert store.commit([row(CELLS[0])]) == 1
+        assert store.damaged() == 0
         assert store.done(CELLS) == (set(CELLS), {})
+
+
+def test_a_row_that_lost_its_key_counts_as_damaged(path):
+    change(path, "UPDATE cells SET key = NULL WHERE key = ?", CELLS[0].key())
+    with Store(path) as store:
+        assert (len(list(store.rows())), store.damaged()) == (len(CELLS) - 1, 1)
 
 
 def test_a_row_under_another_key_is_not_done(path):
@@ -187,6 +195,40 @@ def test_read_only_folder(path):
         refused(path.with_name("new"), "not writable", modes=(True,))
     finally:
         path.parent.chmod(0o755)
+
+
+def test_a_dangling_link_is_refused(tmp_path):
+    (tmp_path / "s").symlink_to(tmp_path / "gone")
+    refused(tmp_path / "s", "a link to .*gone, which does not exist")
+
+
+def test_a_connection_that_fails_is_one_line(path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr("lotterykit.experiments.schema.check_ours", lambda path: None)
+    monkeypatch.setattr("lotterykit.experiments.store.check_ours", lambda path: None)
+    monkeypatch.setattr("lotterykit.experiments.schema.sqlite3.connect", fail)
+    with pytest.raises(StoreError, match="unable to open database file"):
+        Store(path)
+
+
+def test_a_rotten_store_says_where(path):
+    pages = path.read_bytes()
+    path.write_bytes(pages[:-4096] + os.urandom(4096))
+    with pytest.raises(StoreError) as caught:
+        check_writable(path)
+    assert "corrupt: " in str(caught.value)
+    assert "***" not in str(caught.value)
+
+
+def test_check_writable_leaves_nothing(path, tmp_path):
+    check_writable(path)
+    check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path) == [path.name]
+    for store in (path, tmp_path / "new"):
+        with Store(store, write=True), pytest.raises(StoreError, match="another process"):
+            check_writable(store)
 
 
 def test_reading_what_is_missing_creates_nothing(tmp_path):

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from lotterykit.errors import ArgumentError, StoreError
-from lotterykit.experiments.spec import CellSpec
+from lotterykit.experiments.forecast import work
+from lotterykit.experiments.spec import CellSpec, Grid
 from lotterykit.experiments.store import Store
-from lotterykit.experiments.sweep import Sweep
+from lotterykit.experiments.sweep import BATCH_SECONDS, Sweep, _batches
 
 SPEC = {"task": "circle", "method": "snip"}
 GRID = {"density": [0.1, 0.5]}
@@ -101,6 +102,44 @@ def test_progress_counts_up_to_the_end(store):
     assert told[-1].share == 1
     assert told[-1].remaining == 0
     assert any(0 < p.share < 1 and p.remaining is not None for p in told)
+
+
+def test_progress_tells_the_cells_under_way(store):
+    told = []
+    make("slow").run("local", workers=1, store=store, progress=told.append)
+    assert told[-1].running == 0
+    assert max(p.running for p in told) == 12
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        make("interrupted", seeds=5).run("inline", 1, store=store, progress=told.append)
+    assert told[-1].running == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 16),
+        ({"pipeline": "multi-shot"}, 8),
+        ({"width": 500}, 3),
+        ({"width": 1000}, 1),
+        ({"rounds": 1000}, 8),
+    ],
+    ids=str,
+)
+def test_a_batch_is_no_more_than_a_kill_may_cost(fields, most):
+    cells = Grid(spec={**SPEC, **fields, "density": 0.1}, seeds=100, oracle=False).cells()
+    batches = _batches(cells, 2)
+    assert max(map(len, batches)) <= most
+    assert all(len(b) == 1 or sum(map(work, b)) <= BATCH_SECONDS for b in batches)
+    assert len(batches[0]) > 1 or work(cells[0]) > BATCH_SECONDS / 2
+
+
+def test_what_exceeds_memory_is_refused_before_a_store_is_made(store):
+    sweep = Sweep({**SPEC, "width": 100_000}, {"density": [0.1]})
+    for refused in (sweep.forecast, sweep.run):
+        with pytest.raises(ArgumentError, match="of memory"):
+            refused(store=store)
+    assert not store.exists()
 
 
 def test_a_cell_spec_is_a_spec(store):

@@ -96,6 +96,23 @@ def test_encoder_layers_use_the_masks_in_their_inference_path():
         torch.testing.assert_close(model(x), fused)
 
 
+@pytest.mark.parametrize("nested", [True, False])
+def test_encoders_take_padding_masks_while_any_layer_is_masked(nested):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested).eval()
+    x, padding = torch.randn(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=padding)
+        for _ in range(2):  # converting twice must not forget what was there before
+            convert_(model, filter_fn=lambda name, _: name == "layers.1.linear2")
+        got = model(x, src_key_padding_mask=padding)
+        torch.testing.assert_close(got[~padding], expected[~padding])
+        revert_(model)
+        assert model.use_nested_tensor is nested
+        torch.testing.assert_close(model(x, src_key_padding_mask=padding), expected)
+    assert "_plain_use_nested_tensor" not in vars(model)
+
+
 def test_bad_masks_change_nothing():
     for masks, words in (
         (

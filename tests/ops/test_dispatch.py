@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,9 +35,8 @@ def _no_force(monkeypatch):
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.op}-{r.backend}")
-def test_every_row_names_a_backend_a_loadable_kernel_and_its_evidence(route):
+def test_every_row_names_a_backend_and_a_loadable_kernel(route):
     assert route.backend in dispatch.BACKENDS
-    assert route.evidence
     assert route.device in ("any", "cpu", "cuda")
     assert 0 <= route.density[0] <= route.density[1] <= 1
     if dispatch.missing("triton") is None or route.backend != "triton":
@@ -66,6 +67,18 @@ def test_a_refusal_gives_one_reason(change, reason):
 def test_forcing_lifts_the_density_band_and_nothing_else():
     assert ROUTE.refusal(dataclasses.replace(CALL, density=0.5), forced=True) is None
     assert "float16" in ROUTE.refusal(dataclasses.replace(CALL, dtype=torch.float16), forced=True)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.op}-{r.backend}")
+def test_evidence_is_a_file_or_a_reason_and_a_row_without_any_serves_only_when_forced(route, monkeypatch):
+    monkeypatch.setattr(dispatch, "missing", lambda backend: None)
+    call = Call(route.op, "cuda", torch.bfloat16, 0.1)
+    if route.evidence is None:
+        wanted = f"not yet measured, so it must be asked for: use_backend('{route.backend}')"
+        assert route.refusal(call) == wanted
+        assert route.refusal(call, forced=True) is None
+    elif route.evidence.startswith("benchmarks/"):
+        assert (Path(__file__).parents[2] / route.evidence).is_file()
 
 
 def test_a_missing_backend_is_a_reason(monkeypatch):
@@ -145,6 +158,43 @@ def test_explain_tells_of_every_row_and_follows_select():
         assert "reference: chosen" in explain("topk_mask", [torch.ones(3)], k=1)
     with use_backend("triton"):
         assert "no backend can serve" in explain("topk_mask", [torch.ones(3)], k=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "capability", "runs"),
+    [
+        ("sm_80", (8, 0), True),
+        ("sm_80", (8, 9), True),
+        ("sm_80", (7, 5), False),
+        ("sm_80", (9, 0), False),
+        ("sm_86", (8, 0), False),
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+        ("sm_100", (10, 3), True),
+        ("sm_100", (12, 0), False),
+        ("compute_90", (9, 0), True),
+        ("compute_90", (12, 1), True),
+        ("compute_100", (9, 0), False),
+        ("compute_90a", (10, 0), False),
+    ],
+)
+def test_which_code_runs_where(code, capability, runs):
+    assert dispatch.runs_on(code, capability) is runs
+
+
+def test_a_device_that_the_module_was_not_built_for_is_a_reason(monkeypatch):
+    module = types.ModuleType("lotterykit._cuda")
+    module.CODE = ["sm_80", "sm_90a", "compute_90"]
+    monkeypatch.setitem(sys.modules, "lotterykit._cuda", module)
+    monkeypatch.setattr(dispatch, "_module_missing", lambda backend, name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capabilities = [(8, 6), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    assert dispatch.missing.__wrapped__("cuda") is None
+    capabilities[1] = (7, 5)
+    reason = dispatch.missing.__wrapped__("cuda")
+    assert "sm_80, sm_90a, compute_90, none of which runs on cuda:1 (sm_75;" in reason
 
 
 def test_backends_lists_all_with_reasons():

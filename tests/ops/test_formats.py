@@ -26,7 +26,11 @@ def test_spare_bits_are_zero():
 
 def test_transposed_mask():
     mask = torch.rand(9, 4) < 0.5
-    assert torch.equal(bit_mask(mask.T).bits, pack_bits(mask.T.contiguous()))
+    transposed = mask.T
+    found = bit_mask(transposed)
+    del transposed  # the mask may be a temporary: what was made of it outlives it
+    assert torch.equal(found.bits, pack_bits(mask.T.contiguous()))
+    assert found.count == int(mask.sum())
 
 
 def test_cache_is_renewed_by_in_place_changes_only():

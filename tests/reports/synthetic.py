@@ -78,6 +78,20 @@ def row(task: str, method: str, density: float | str, seed: int, **spec: Any) ->
     }
 
 
+def at_gain_0(rows: list[Row], scale: float = 30.0) -> list[Row]:
+    """`rows` of a regression as at gain 0: the planted network is the target divided by `scale`."""
+    made = []
+    for r in rows:
+        before = dict(r["metrics"]["before"])
+        if r["spec"]["method"] == "oracle":
+            before = {**before, "mse_planted_scale": before["mse"], "mse": 0.149 + r["spec"]["seed"] / 100}
+        else:
+            before["mse_planted_scale"] = None if before["mse"] is None else 7.0 * before["mse"]
+        metrics = {"before": before, "after": r["metrics"]["after"]}
+        made.append(r | {"spec": r["spec"] | {"gain": 0.0}, "metrics": metrics, "output_scale": scale})
+    return made
+
+
 def _spec(task: str, method: str, density: float | str, seed: int) -> dict[str, Any]:
     return {
         "pipeline": "single-shot", "task": task, "method": method, "density": density, "seed": seed,

@@ -8,7 +8,8 @@ import pytest
 import synthetic
 
 from lotterykit.errors import ArgumentError
-from lotterykit.reports.groups import groups, stat
+from lotterykit.reports.groups import groups, make_sections
+from lotterykit.reports.points import stat
 
 
 def test_one_group_per_setting_and_one_series_per_method():
@@ -59,6 +60,66 @@ def test_a_group_borrows_the_truth_of_the_same_planting_only():
     apart = groups([*local, other])
     assert [len(g.truth) for g in apart] == [1, 0]
     assert not apart[0].series
+
+
+def test_an_overlay_is_one_group_whose_series_differ_in_it():
+    rows = [
+        r
+        for noise in (0.1, 0.0, 0.01)
+        for r in synthetic.rows(("circle",), ("snip", "grasp"), (0.1, "truth"), noise=noise)
+    ]
+    (group,) = groups(rows, "noise", "figure-14-")
+    assert group.values == [0.0, 0.01, 0.1]
+    assert group.slug == "figure-14-circle-single-shot-d5-w100-g1"
+    assert [s.label for s in group.series] == [
+        f"{m}, noise {n}" for m in ("snip", "grasp") for n in ("0", "0.01", "0.1")
+    ]
+    assert [(v, len(own)) for v, own in group.truths] == [(0.0, 2), (0.01, 2), (0.1, 2)]
+    for value, part in zip(group.values, group.parts, strict=True):
+        assert part.conditions["noise"] == value
+        assert {r["spec"]["noise"] for r in [*part.rows, *part.truth]} == {value}
+        assert [s.label for s in part.series] == ["snip", "grasp"]
+    assert len({g.slug for g in group.parts}) == 3
+
+
+def test_the_truth_is_the_same_for_every_reset():
+    rows = [
+        r
+        for reset in ("init", "never")
+        for r in synthetic.rows(("circle",), ("snip",), (0.1,), pipeline="multi-shot", reset=reset)
+        if reset == "init" or r["spec"]["method"] != "oracle"
+    ]
+    (group,) = groups(rows, "reset")
+    assert group.truths == [(None, group.truth)]
+    assert [len(g.truth) for g in group.parts] == [2, 2]
+
+
+def test_oracles_that_differ_in_rounds_alone_count_once():
+    rows = [synthetic.row("circle", m, "truth", 0, rounds=n) for m in ("oracle", "synflow") for n in (1, 100)]
+    (group,) = groups(rows)
+    assert len(group.truth) == 1
+
+
+def test_settings_of_an_oracle_are_no_difference_to_show():
+    rows = synthetic.rows(("circle",), ("snip",), (0.1,), pipeline="multi-shot", shots=2)
+    for row in rows:
+        if row["spec"]["method"] == "oracle":
+            row["spec"]["shots"] = 10
+    (group,) = groups(rows)
+    assert group.extra == ()
+    assert len(group.truth) == 2
+
+
+def test_figures_are_sections_with_their_own_rows_only():
+    rows = synthetic.rows(("circle",), ("snip",), (0.1,)) + synthetic.rows(("relu",), ("snip",), (0.1,))
+    keys = [r["key"] for r in rows if r["spec"]["task"] == "circle"]
+    figure = {"number": 9, "title": "Nine", "overlay": None, "keys": keys}
+    (nine, ten) = make_sections(rows, [figure, {**figure, "number": 10, "keys": []}])
+    assert (nine.heading, nine.number, [g.task for g in nine.groups]) == ("Figure 9: Nine", 9, ["circle"])
+    assert len(nine.rows) == len(keys)
+    assert ten.groups == ten.rows == ()
+    with pytest.raises(ArgumentError, match="no rows"):
+        make_sections(rows, [{**figure, "keys": []}])
 
 
 def test_stat_leaves_out_what_is_missing():

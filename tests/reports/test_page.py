@@ -14,7 +14,9 @@ import pytest
 import synthetic
 
 from lotterykit.errors import ArgumentError, LotterykitError
-from lotterykit.reports import write_report
+from lotterykit.reports import captions, check_ready, write_report
+from lotterykit.reports import words as report_words
+from lotterykit.reports.groups import groups
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -161,6 +163,100 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(LotterykitError, match=r"pip install 'lotterykit\[plot\]'"):
         write_report([synthetic.row("relu", "oracle", "truth", 0)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [("matplotlib", r"pip install 'lotterykit\[plot\]'"), ("jinja2", "comes with torch.*pip install jinja2")],
+)
+def test_what_is_missing_is_said_before_the_work(module, advice, monkeypatch):
+    pytest.importorskip("matplotlib")
+    check_ready()
+    for name in [n for n in sys.modules if n.split(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(LotterykitError, match=advice):
+        check_ready()
+
+
+def _text(path):
+    return " ".join(" ".join(_Page(path.read_text(encoding="utf-8")).text).split())
+
+
+def test_a_section_for_each_figure_with_its_rows_only(tmp_path):
+    pytest.importorskip("matplotlib")
+    spec = {"pipeline": "multi-shot", "gain": 0.0}
+    rows = [
+        r for reset in ("init", "never") for r in synthetic.rows(("circle",), ("snip",), ("truth",), **spec,
+                                                                 reset=reset)
+    ]  # fmt: skip
+    rows += synthetic.rows(("relu",), ("snip",), ("truth",)) + synthetic.rows(("helix",), ("grasp",), (0.5,))
+    keys = {t: {r["key"] for r in rows if r["spec"]["task"] == t} for t in ("circle", "relu")}
+    figures = [
+        {"number": 3, "title": "Singleshot results", "overlay": None, "keys": keys["relu"]},
+        {"number": 7, "title": "Finetuning", "overlay": "reset", "keys": keys["circle"]},
+        {"number": 9, "title": "Not yet run", "overlay": None, "keys": []},
+    ]
+    text = _text(write_report(rows, tmp_path, figures=figures))
+    for word in ("Figure 3: Singleshot results", "Figure 7: Finetuning", "Figure 9: Not yet run",
+                   "None of its results are in the store yet", "reset init and never (line styles)",
+                   "Line styles tell reset apart (init, never)", "snip, reset never"):  # fmt: skip
+        assert word in text
+    assert "helix: " not in text
+    assert "grasp" not in text
+    names = {p.name for p in (tmp_path / "figures").glob("*.svg")}
+    seven = "figure-7-circle-multi-shot-d5-w100-g0"
+    parts = {f"{seven}-reset-{r}-{k}.svg" for r in ("init", "never") for k in ("layers", "ticket")}
+    assert {n for n in names if n.startswith("figure-7")} == {
+        f"{seven}-metric.svg",
+        f"{seven}-recovery.svg",
+        *parts,
+    }
+    assert len(names) == 10
+
+
+def test_below_gain_1_the_caption_says_what_is_drawn():
+    rows = synthetic.rows(("relu",), ("snip",), ("truth",))
+    assert "output scale" not in captions.metric_caption(groups(rows)[0])
+    (group,) = groups(synthetic.at_gain_0(rows))
+    caption = captions.metric_caption(group)
+    assert "before training the ground truth is drawn for its output times that scale" in caption
+    assert "methods' points, and everything after training, are of outputs as they are" in caption
+    note = report_words.notes(group)[0][1]
+    planted = [r["metrics"]["before"]["mse"] for r in rows if r["spec"]["method"] == "oracle"]
+    assert f"MSE {sum(planted) / 2:.3g} as planted (times its output scale)" in note
+
+
+def test_collapsed_methods_are_marked_or_left_out_of_the_best():
+    rows = synthetic.rows(("circle",), ("magnitude", "snip"), ("truth",), seeds=2)
+    for row in rows:  # the better one is dead: in one seed, then in both
+        row["collapse"]["no_live_path"] = row["spec"] | {"method": "snip", "seed": 0} == row["spec"]
+        row["recovery"]["recall"] = {"snip": 0.9}.get(row["spec"]["method"], 0.2)
+    recall = report_words.OVERVIEW.index("best recall")
+    assert report_words.overview(groups(rows)[0])[recall] == ("0.9", "snip*")
+    for row in rows:
+        row["collapse"]["no_live_path"] = row["spec"]["method"] == "snip"
+    assert report_words.overview(groups(rows)[0])[recall] == ("0.2", "magnitude")
+    assert "snip" not in "".join(text for kind, text in report_words.notes(groups(rows)[0]) if kind != "warn")
+    alone = [r for r in rows if r["spec"]["method"] == "snip"]
+    assert report_words.overview(groups(alone)[0])[recall] == ("\u2013", "all collapsed")
+
+
+def test_figures_of_an_earlier_report_go_and_foreign_files_stay(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_report([synthetic.row("relu", "oracle", "truth", 0)], tmp_path)
+    folder = tmp_path / "figures"
+    earlier = {p.name for p in folder.iterdir()}
+    assert len(earlier) == 4
+    foreign = {"mine.svg": "<svg/>", "mine.csv": "a,b", "notes.csv": "1,2", "zebra.svg": "no xml \u00e9"}
+    for name, text in foreign.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "folder.svg").mkdir()
+    write_report([synthetic.row("circle", "oracle", "truth", 0)], tmp_path)
+    left = {p.name for p in folder.iterdir()}
+    assert not left & earlier
+    assert {*foreign, "folder.svg"} < left
+    assert {(folder / n).read_text(encoding="utf-8") for n in foreign} == set(foreign.values())
+    assert len(left) == 4 + 5
 
 
 def test_importing_reports_loads_neither_torch_nor_matplotlib():

@@ -10,9 +10,10 @@ import synthetic
 
 pytest.importorskip("matplotlib")
 
-from lotterykit.reports import plots
-from lotterykit.reports.groups import Series, groups
+from lotterykit.reports import heat, plots
+from lotterykit.reports.groups import groups
 from lotterykit.reports.ink import STYLES, power, style
+from lotterykit.reports.points import Series
 
 
 def _texts(svg):
@@ -24,7 +25,7 @@ def _draw(rows, figure):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         if figure == "layers":
-            return plots.layer_svg(group)
+            return heat.layer_svg(group)
         return {"metric": plots.metric_svg, "recovery": plots.recovery_svg}[figure](group, ["snip", "mine"])
 
 
@@ -59,6 +60,54 @@ def test_one_seed_one_density_no_truth():
     row = synthetic.row("circle", "snip", 0.1, 0)
     for figure in ("metric", "recovery", "layers"):
         assert "snip" in _texts(_draw([row], figure))
+
+
+def _axes(rows, monkeypatch, overlay=None):
+    """The axes of the metric figure."""
+    drawn = []
+    monkeypatch.setattr(plots, "svg_text", lambda figure, slug: drawn.append(figure) or "")
+    plots.metric_svg(groups(rows, overlay)[0], ["snip", "random"])
+    return drawn[0].axes
+
+
+def _stars(ax):
+    return [tuple(line.get_xydata()[0]) for line in ax.lines if line.get_marker() == "*"]
+
+
+def test_the_truth_is_a_star_at_its_density_and_mean(monkeypatch):
+    rows = synthetic.at_gain_0(synthetic.rows(("relu",), ("snip",), ("truth", 0.1)))
+    own = [r["metrics"] for r in rows if r["spec"]["method"] == "oracle"]
+    axes = _axes(rows, monkeypatch)
+    quantities = [("before", "mse_planted_scale"), ("after", "mse"),
+                  ("before", "mse_scaled"), ("after", "mse_scaled")]  # fmt: skip
+    for ax, (when, name) in zip(axes, quantities, strict=True):
+        ((x, y),) = _stars(ax)
+        assert x == pytest.approx(rows[0]["truth_density"])
+        assert y == pytest.approx(sum(m[when][name] for m in own) / 2)
+
+
+def test_hollow_markers_lie_above_solid_ones_and_are_larger(monkeypatch):
+    rows = synthetic.rows(("circle",), ("random", "snip"), (0.01, 0.1))
+    marks = [line for ax in _axes(rows, monkeypatch) for line in ax.lines if line.get_marker() in ("X", "s")]
+    hollow = [m for m in marks if m.get_markerfacecolor() == "none" and len(m.get_xdata())]
+    solid = [m for m in marks if m.get_markerfacecolor() != "none" and len(m.get_xdata())]
+    assert len(hollow) == len(solid) == 4
+    assert min(m.get_zorder() for m in hollow) > max(m.get_zorder() for m in solid)
+    assert min(m.get_markersize() for m in hollow) > max(m.get_markersize() for m in solid)
+
+
+def test_an_overlay_is_drawn_as_line_styles(monkeypatch):
+    rows = [r for n in (0.0, 0.1) for r in synthetic.rows(("circle",), ("snip",), (0.1, 0.5), noise=n)]
+    for ax in _axes(rows, monkeypatch, "noise"):
+        lines = [line for line in ax.lines if line.get_color() == STYLES["snip"][0]]
+        styles = {str(line._unscaled_dash_pattern) for line in lines if line.get_linestyle() != "None"}
+        assert len(styles) == 2
+        assert len(_stars(ax)) == 2  # the truth depends on the noise
+    monkeypatch.undo()
+    (group,) = groups(rows, "noise")
+    text = _texts(plots.metric_svg(group, ["snip"]))
+    for word in ("noise 0", "noise 0.1", "ground truth", "snip"):
+        assert word in text.splitlines()
 
 
 def test_methods_differ_and_keep_their_look():

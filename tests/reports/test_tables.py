@@ -13,6 +13,7 @@ import synthetic
 from lotterykit.errors import ArgumentError
 from lotterykit.reports import summary_rows, summary_table, tables
 from lotterykit.reports.groups import groups
+from lotterykit.reports.points import Point
 
 
 def _read(text):
@@ -70,9 +71,10 @@ def test_layer_csv_counts_empty_layers_and_dead_networks(rows):
     assert any(int(line["empty"]) for line in lines)
     for line in lines:
         own = _cell(rows, "circle", _method(line["method"]), line["asked_density"])
-        kept = [k / total for k, total in (r["kept"][line["layer"]] for r in own)]
+        kept = [k / total for k, total in (r["kept"][line["parameter"]] for r in own)]
         assert math.isclose(float(line["mean"]), sum(kept) / len(kept), rel_tol=1e-12, abs_tol=1e-15)
         assert int(line["empty"]) == kept.count(0.0)
+        assert int(line["layer"]) == int(line["parameter"].split(".")[0]) // 2 + 1
         assert int(line["no_live_path"]) == sum(r["collapse"]["no_live_path"] for r in own)
 
 
@@ -103,3 +105,48 @@ def test_summary_of_a_method_without_the_truths_density():
 def test_summary_of_nothing():
     with pytest.raises(ArgumentError, match="no rows"):
         summary_table([])
+
+
+def test_below_gain_1_the_untrained_truth_is_taken_times_its_output_scale():
+    rows = synthetic.at_gain_0(synthetic.rows(("relu",), ("snip",), ("truth", 0.1), seeds=2))
+    lines = _read(tables.metric_csv(groups(rows)[0]))
+    (truth,) = (r for r in lines if r["metric"] == "mse" and r["when"] == "before" and "truth" in r["method"])
+    assert truth["method"] == "ground truth times its output scale"
+    oracles = [r["metrics"]["before"]["mse_planted_scale"] for r in rows if r["spec"]["method"] == "oracle"]
+    assert math.isclose(float(truth["mean"]), sum(oracles) / 2, rel_tol=1e-12)
+    snip = [r for r in lines if r["method"] == "snip" and r["when"] == "before" and r["metric"] == "mse"]
+    for line in snip:  # methods' outputs are taken as they are
+        own = _cell(rows, "relu", "snip", line["asked_density"])
+        values = [v for r in own if (v := r["metrics"]["before"]["mse"]) is not None]
+        assert math.isclose(float(line["mean"]), sum(values) / len(values), rel_tol=1e-12)
+    text = summary_table(rows)
+    assert re.search(rf"ground truth .*\| {sum(oracles) / 2:.3g} ", text)
+    assert "times its output scale" in text
+    assert "output scale" not in summary_table(synthetic.rows(("relu",), ("snip",), ("truth",), seeds=1))
+
+
+def test_numbers_are_shown_without_exponents_while_they_are_short():
+    shown = {22512.0: "22,500", 1234.0: "1,230", 999.6: "1,000", 0.0123: "0.0123", 2e9: "2e+09"}
+    assert {v: tables.show(v) for v in shown} == shown
+    assert tables.show(None) == tables.show(math.nan) == tables.MISSING
+
+
+def test_headers_show_the_density_that_was_asked_for():
+    rows = synthetic.rows(("circle",), ("snip",), (0.01, 0.1, "truth"), seeds=1)
+    for row in rows:
+        row["density"] *= 1.012
+    header = summary_rows(rows)[0][1][0]
+    assert {"0.01", "0.1"} < set(header)
+    truth = next(r for r in rows if r["spec"]["density"] == "truth")
+    assert tables.show_density(Point("truth", (truth,))) == tables.show(truth["density"])
+
+
+def test_hiding_names_layers_as_everywhere_and_says_why_a_number_is_missing():
+    row = synthetic.row("circle", "oracle", "truth", 0)
+    row["hiding"] = {
+        "0.weight": {"max_sigma": 22512.0, "median_sigma": 1.0, "auc": None},
+        "2.bias": {"max_sigma": None, "median_sigma": None, "auc": 0.5},
+    }
+    _, first, second = tables.hiding_table(groups([row])[0])
+    assert first == ["layer 1, weight (0.weight)", "22,500", "1", "every entry is planted"]
+    assert second == ["layer 2, bias (2.bias)", "the mother's are 0", "the mother's are 0", "0.5"]

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import synthetic
 
-from lotterykit.reports import tickets
+from lotterykit.reports import captions, tickets
 from lotterykit.reports.groups import groups
 
 
@@ -28,8 +28,25 @@ def test_the_best_live_recovery_at_the_truths_density_is_picked(rows):
 
 
 def test_without_the_truths_density_the_nearest_is_picked():
-    (group,) = groups(synthetic.rows(("circle",), ("snip",), (0.01, 0.1, 0.5), seeds=1))
+    (group,) = groups(synthetic.rows(("circle",), ("synflow",), (0.01, 0.1, 0.5), seeds=1))
     assert tickets.pick(group).found["spec"]["density"] == 0.01
+
+
+def test_tickets_without_a_live_path_are_picked_last():
+    rows = synthetic.rows(("relu",), ("magnitude", "synflow"), ("truth", 0.01, 0.1), seeds=1)
+    nothing = {"widths": rows[0]["edges"]["widths"], "edges": [], "biases": []}
+    for row in rows:
+        asked, method = row["spec"]["density"], row["spec"]["method"]
+        if method != "oracle" and (asked == "truth" or method == "magnitude"):
+            row["edges"], row["collapse"]["no_live_path"] = nothing, True
+        elif asked == 0.01:
+            row["edges"] = rows[0]["edges"]
+    (group,) = groups(rows)
+    pair = tickets.pick(group)
+    assert (pair.found["spec"]["method"], pair.found["spec"]["density"]) == ("synflow", 0.01)
+    assert "the one with the best live IoU" in captions.ticket_caption(pair)
+    dead = [r for r in rows if r["spec"]["method"] in ("oracle", "magnitude")]
+    assert "no method's ticket" in captions.ticket_caption(tickets.pick(groups(dead)[0]))
 
 
 def test_csv_holds_every_edge_once(rows):
@@ -40,7 +57,7 @@ def test_csv_holds_every_edge_once(rows):
     found = {tuple(e[:3]): e for e in pair.found["edges"]["edges"]}
     assert len(lines) == len(planted) + len(found)
     for line in lines:
-        edge = (int(line["layer"]), int(line["out"]), int(line["in"]))
+        edge = (int(line["layer"]) - 1, int(line["out"]), int(line["in"]))
         assert line["planted"] == str(edge in planted)
         if line["panel"] == "found":
             assert [float(line["weight_before"]), float(line["weight_after"])] == found[edge][3:]
