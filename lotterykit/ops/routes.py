@@ -52,7 +52,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.spmm:spmm_cpu",
-        evidence="benchmarks/results/*-linear.json",
+        evidence="benchmarks/results/x86_64-avx512-linear.json",
     ),
     Route(
         op="spmm",
@@ -67,7 +67,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.sddmm:sddmm_cpu",
-        evidence="benchmarks/results/*-linear.json",
+        evidence="benchmarks/results/x86_64-avx512-linear.json",
     ),
     Route(
         op="sddmm",
