@@ -12,6 +12,13 @@ from lotterykit.errors import ArgumentError
 from lotterykit.mask import prunable_layers
 from lotterykit.nn.evaluation import evaluating
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
+MIXING = (
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm,
+    nn.Softmax, nn.LogSoftmax, nn.MultiheadAttention,
+)  # fmt: skip
+ROUNDING = 1e-9  # a layer's share of the flow below this is what float64 leaves of products that cancel
+
 
 def flow(model: nn.Module, names: list[str], values: dict[str, Tensor], example: Tensor) -> dict[str, Tensor]:
     """v dR/dv / R for the parameters `names`: R is the sum of the model's outputs for ones like `example`,
@@ -41,6 +48,11 @@ def live_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[
     shape is unknown, or products are not positive through the dense network either (a softmax at its end,
     other normalisations).
     """
+    for layer in model.modules():
+        if isinstance(layer, MIXING) or (isinstance(layer, BATCH_NORM) and layer.running_mean is None):
+            raise ArgumentError(
+                f"{type(layer).__name__} subtracts paths from each other: products tell nothing"
+            )
     layers = list(prunable_layers(model))
     names = [f"{prefix}weight" for prefix, _ in layers]
     base = {n: p.detach().double().abs() for n, p in model.named_parameters()} | without_bias(model)
@@ -50,12 +62,14 @@ def live_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[
     example = one_input(model, example_input)
     with evaluating(model):
         found = flow(model, names, base | kept, example)
-        if not _any_positive(found):
+        shares = _shares(found)
+        if not any(share > 0 for share in shares):
             open_masks = {name: torch.ones_like(mask) for name, mask in masks.items()}
-            if not _any_positive(flow(model, names, base | dense | open_masks, example)):
+            if max(_shares(flow(model, names, base | dense | open_masks, example))) < ROUNDING:
                 raise ArgumentError("even the dense network has no positive product: nothing can be told")
-    if any(bool((score < 0).any()) for score in found.values()):
-        raise ArgumentError("some products are negative: a normalisation layer mixes paths")
+    mixed = any(bool((score < 0).any()) for score in found.values())
+    if mixed or any(0 < share < ROUNDING for share in shares):
+        raise ArgumentError("a layer's products cancel out: the model subtracts paths from each other")
     return {name: score > 0 for name, score in found.items()}
 
 
@@ -79,7 +93,7 @@ def without_bias(model: nn.Module) -> dict[str, Tensor]:
         if n.rpartition(".")[2] == "bias"
     }
     for prefix, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(layer, BATCH_NORM):
             identity = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0 - layer.eps}
             for key, value in identity.items():
                 tensor = getattr(layer, key, None)
@@ -94,5 +108,6 @@ def _even(weight: Tensor) -> Tensor:
     return torch.full_like(weight, 1.0 / math.sqrt(max(1, math.prod(weight.shape[1:]))))
 
 
-def _any_positive(found: dict[str, Tensor]) -> bool:
-    return any(bool((score > 0).any()) for score in found.values())
+def _shares(found: dict[str, Tensor]) -> list[float]:
+    """Each layer's share of R: 1 in a chain, 0 where nothing is live."""
+    return [float(score.sum()) for score in found.values()]
