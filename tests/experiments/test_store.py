@@ -140,7 +140,9 @@ def refused(path, says, *, modes=(False, True)):
     assert (sorted(os.listdir(path.parent)) if path.parent.is_dir() else None) == beside
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"SQLite format 3\0" + b"\xff" * 200, os.urandom(5000)])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"SQLite format 3\0" + b"\xff" * 200, bytes(range(256)) * 20]
+)
 def test_files_that_are_no_store(tmp_path, content):
     (tmp_path / "s").write_bytes(content)
     refused(tmp_path / "s", "not a lotterykit store")
