@@ -25,8 +25,9 @@ from lotterykit.planting.targets import TARGETS
 from lotterykit.pruning.prune import Pruner, Round
 from lotterykit.pruning.schedules import density_after
 from lotterykit.pruning.scores import SCORES
+from lotterykit.training.batched import one_thread
 from lotterykit.training.recipe import Recipe, Split, fitted_scale, loss_value, metrics
-from lotterykit.training.replicas import RunResult, RunSpec, one_thread, train_replicas
+from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
 from lotterykit.training.single import predict
 
 SCORED_PER_OUTPUT = 10  # samples scored a class (or output), as P0's code: prune-dataset-ratio 10
