@@ -2,11 +2,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "cpu/replica.h"
 #include "cpu/spmm.h"
 #include "cpu/topk_mask.h"
 
@@ -134,6 +138,69 @@ void def_sparse_products(py::module_& m, const std::string& type) {
   m.def(("spmm_backward_" + type).c_str(), &bound_spmm_backward<T>);
 }
 
+// Replicas that train side by side, threads over replicas; each has its own data, order and learning rates.
+template <typename T>
+class Replicas {
+ public:
+  // tensors: addresses of values, first and second moments, pruned (or 0); starts: of weights, of biases.
+  // settings: (loss, rule, beta1, beta2, eps, momentum, weight decay).
+  void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors,
+           const std::array<std::vector<int64_t>, 2>& starts, const std::tuple<uintptr_t, uintptr_t, int64_t>& train,
+           const std::tuple<uintptr_t, uintptr_t, int64_t>& test,
+           const std::tuple<int, int, double, double, double, double, double>& settings) {
+    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
+    const Parameters<T> parameters{at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]),
+                                   at<const uint8_t>(tensors[3]), starts[0], starts[1]};
+    const Training training{Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
+    py::gil_scoped_release release;
+    replicas_.push_back(
+        std::make_unique<Replica<T>>(widths, parameters, examples(train), examples(test), training));
+  }
+
+  // Trains replica r on the examples order[r][0:to] with rates[r][step] a step; then evaluates all.
+  std::vector<std::pair<double, double>> run(const std::vector<uintptr_t>& orders, int64_t to, int64_t batch_size,
+                                             const std::vector<uintptr_t>& rates, const std::vector<int64_t>& steps,
+                                             int threads, const std::string& isa) {
+    const size_t count = replicas_.size();
+    if (orders.size() != count || rates.size() != count || steps.size() != count || batch_size < 1)
+      throw std::invalid_argument("replicas: orders, rates and steps must be one a replica");
+    std::vector<std::pair<double, double>> found(count);
+    threads = std::max(1, std::min(threads, int(count)));
+    if (work_.size() < size_t(threads)) work_.resize(threads);
+    run_stoppable(threads, isa, [&](const Run& run) {
+      for_each(int64_t(count), run.threads, run.watch, [&](int thread, int64_t r) {
+        if (!replicas_[r]->train(at<const int64_t>(orders[r]), 0, to, batch_size, at<const double>(rates[r]), steps[r],
+                                 work_[thread], run.watch, thread == 0, run.isa))
+          return;
+        const Evaluation result = replicas_[r]->evaluate(work_[thread], run.isa);
+        found[r] = {result.loss, result.accuracy};
+      });
+      return !run.watch.stopped();
+    });
+    return found;
+  }
+
+  void write_back() const {
+    for (const auto& replica : replicas_) replica->write_back();
+  }
+
+ private:
+  static Examples<T> examples(const std::tuple<uintptr_t, uintptr_t, int64_t>& data) {
+    return {at<const T>(std::get<0>(data)), at<const void>(std::get<1>(data)), std::get<2>(data)};
+  }
+  std::vector<std::unique_ptr<Replica<T>>> replicas_;
+  std::vector<Workspace<T>> work_;
+};
+
+template <typename T>
+void def_replicas(py::module_& m, const std::string& type) {
+  py::class_<Replicas<T>>(m, ("Replicas_" + type).c_str())
+      .def(py::init<>())
+      .def("add", &Replicas<T>::add)
+      .def("run", &Replicas<T>::run)
+      .def("write_back", &Replicas<T>::write_back);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -143,6 +210,8 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best");
   def_sparse_products<float>(m, "float32");
   def_sparse_products<double>(m, "float64");
+  def_replicas<float>(m, "float32");
+  def_replicas<double>(m, "float64");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -208,8 +208,11 @@ def _load(kernel: str) -> Callable[..., object]:
 
 def explain(op: str, *args: object, **kwargs: object) -> str:
     """Which backend `lk.ops.<op>(*args, **kwargs)` would take, and why each row before it was passed over."""
+    from lotterykit.ops.routes import OWNERS
+
     _check_op(op)
-    call = importlib.import_module(f"lotterykit.ops.{op}").call_of(*args, **kwargs)
+    owner = OWNERS.get(op, f"lotterykit.ops.{op}")
+    call = importlib.import_module(owner).call_of(*args, **kwargs)
     forced = forced_backend(op)
     lines = [f"{op} {_words(call)}" + (f", backend {forced!r} forced" if forced else "")]
     chosen = False

@@ -76,4 +76,22 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.ops.sddmm:sddmm_reference",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="train_replicas",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.native:NativeBatch",
+        evidence="benchmarks/results/x86_64-avx2-replicas.json",
+    ),
+    Route(
+        op="train_replicas",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.training.batched:TorchBatch",
+        evidence="plain torch, runs everywhere",
+    ),
 )
+
+# op -> module of its public function, where that is not lotterykit.ops.<op>
+OWNERS = {"train_replicas": "lotterykit.training.replicas"}

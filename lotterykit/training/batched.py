@@ -27,11 +27,18 @@ GATHER = 1 << 22  # input values gathered at once
 class TorchBatch:
     """R replicas: parameters, gradients and optimizer state as `[R, S]` buffers with views per layer."""
 
+    most = 16  # replicas a batch: per-call overhead is amortised by then, the state still fits the cache
+
+    @staticmethod
+    def group_key(spec: RunSpec) -> object:
+        """Specs train in one batch where this is equal."""
+        sizes = tuple((tuple(t.shape), t.dtype) for t in spec.data)
+        steps_before = None if spec.optimizer is None else float(spec.optimizer.get("step", 0.0))
+        return tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before
+
     def __init__(self, specs: list[RunSpec], device: torch.device) -> None:
         self.specs, self.device, self.recipe = specs, device, specs[0].recipe
-        self.names = [
-            f"{2 * layer}.{kind}" for layer in range(len(specs[0].layers) - 1) for kind in ("weight", "bias")
-        ]
+        self.names = specs[0].names
         starts = [spec.start() for spec in specs]
         shapes = {name: starts[0][name].shape for name in self.names}
         dtype = specs[0].dtype
@@ -168,6 +175,25 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def flat_parameters(spec: RunSpec) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """A replica's start as one buffer `[S]` with pruned entries 0, its views by name, and what is pruned
+    (bool `[S]`, None without masks)."""
+    start = spec.start()
+    shapes = {name: start[name].shape for name in spec.names}
+    size = sum(_padded(math.prod(shape)) for shape in shapes.values())
+    values = torch.zeros(size, dtype=spec.dtype)
+    views = {name: view[0] for name, view in _views(values[None], shapes).items()}
+    for name, view in views.items():
+        view.copy_(start[name])
+    if not spec.masks:
+        return values, views, None
+    pruned = torch.zeros(size, dtype=torch.bool)
+    gone = _views(pruned[None], shapes)
+    for name, mask in spec.masks.items():
+        gone[name][0] = ~mask
+    return values.masked_fill_(pruned, 0.0), views, pruned
 
 
 def _padded(size: int) -> int:

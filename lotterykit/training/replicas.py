@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.models import mlp
+from lotterykit.ops import dispatch
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.single import check_split
-
-CHUNK = 16  # replicas a batch: per-call overhead is amortised by then, the state still fits the cache
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class RunSpec:
     masks: Mapping[str, Tensor] | None = None
     seed: int = 0
     optimizer: Mapping[str, Tensor] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters' names, in the network's order."""
+        return [f"{2 * layer}.{kind}" for layer in range(len(self.layers) - 1) for kind in ("weight", "bias")]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,27 +72,35 @@ def train_replicas(
 ) -> list[RunResult]:
     """Train every spec; results in their order, on the CPU.
 
-    Specs that share layers, recipe and data sizes run in batches of up to 16, on one thread (a sweep's
-    workers use the other cores). `steps` stops early;
-    `progress` is called after each epoch with the number of replica-epochs it finished.
+    The native engine computes on kept weights alone, on `torch.get_num_threads()` threads over replicas; the
+    reference runs specs of one shape and recipe in batches of 16 on one thread. A replica's result depends
+    on its spec alone, bitwise, per engine and instruction set. `steps` stops early; `progress` is called
+    after each epoch with the number of replica-epochs it finished.
     Raises `ArgumentError` on weights, masks or data that do not fit the layers.
     """
-    from lotterykit.training.batched import TorchBatch
-
-    groups: dict[object, list[int]] = {}
+    groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)
-        sizes = tuple((tuple(t.shape), t.dtype) for t in spec.data)
-        steps_before = None if spec.optimizer is None else float(spec.optimizer.get("step", 0.0))
-        key = (tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before)
-        groups.setdefault(key, []).append(i)
+        engine = _engine(spec, device)
+        groups.setdefault((engine, engine.group_key(spec)), []).append(i)
     results: dict[int, RunResult] = {}
-    for members in groups.values():
-        for start in range(0, len(members), CHUNK):
-            chunk = members[start : start + CHUNK]
-            trained = TorchBatch([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
+    for (engine, _), members in groups.items():
+        for start in range(0, len(members), engine.most):
+            chunk = members[start : start + engine.most]
+            trained = engine([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
             results.update(zip(chunk, trained, strict=True))
     return [results[i] for i in range(len(specs))]
+
+
+def call_of(specs: Sequence[RunSpec], *, device: str | torch.device = "cpu") -> dispatch.Call:
+    """What dispatch sees of a call: device and dtype (of the first spec)."""
+    dtype = specs[0].dtype if specs else torch.float32
+    return dispatch.Call("train_replicas", torch.device(device).type, dtype)
+
+
+def _engine(spec: RunSpec, device: str | torch.device) -> Any:
+    """The class that trains such specs, `group_key(spec)` alike and at most `most` at once."""
+    return dispatch.load(dispatch.select(call_of([spec], device=device)))
 
 
 def _check(spec: RunSpec, number: int) -> None:
@@ -118,7 +131,8 @@ def _check(spec: RunSpec, number: int) -> None:
 
 def _check_data(spec: RunSpec, number: int) -> None:
     classes = spec.recipe.loss == "cross_entropy"
-    y_shape, dtype = [] if classes else [spec.layers[-1]], spec.dtype
+    outputs, dtype = spec.layers[-1], spec.dtype
+    y_shape = [] if classes else [outputs]
     wanted = {"x": ([spec.layers[0]], dtype), "y": (y_shape, torch.int64 if classes else dtype)}
     for name, tensor in spec.data._asdict().items():
         shape, kind = wanted[name[0]]
@@ -126,4 +140,9 @@ def _check_data(spec: RunSpec, number: int) -> None:
             raise ArgumentError(
                 f"spec {number}: {name} must be {['N', *shape]} of {kind}, "
                 f"got {list(tensor.shape)} of {tensor.dtype}"
+            )
+        if kind == torch.int64 and len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < outputs:
+            raise ArgumentError(
+                f"spec {number}: {name} must hold classes in [0, {outputs}), "
+                f"got {int(tensor.min())} to {int(tensor.max())}"
             )

@@ -1,0 +1,306 @@
+#include "replica.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "x86.h"
+
+namespace lotterykit {
+
+namespace {
+
+constexpr double dense_above = 0.45;  // share of a padded row kept from which dense is faster (x86_64-avx2-replicas.json)
+constexpr int64_t steps_between_polls = 16;
+
+int64_t padded(int64_t n) { return (n + entry_align - 1) / entry_align * entry_align; }
+
+// Denormal numbers cost a hundred cycles each on some processors, and the moments of silent neurons decay to
+// them: they are flushed to 0 while a replica computes.
+class FlushDenormals {
+ public:
+#ifdef LOTTERYKIT_X86
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+}  // namespace
+
+#ifdef LOTTERYKIT_X86
+namespace avx512 {
+#define LK_TARGET LOTTERYKIT_AVX512
+#define LK_BYTES 64
+#define LK_LEVEL 2
+#include "replica_kernels.h"
+#undef LK_TARGET
+#undef LK_BYTES
+#undef LK_LEVEL
+}  // namespace avx512
+namespace avx2 {
+#define LK_TARGET LOTTERYKIT_AVX2
+#define LK_BYTES 32
+#define LK_LEVEL 1
+#include "replica_kernels.h"
+#undef LK_TARGET
+#undef LK_BYTES
+#undef LK_LEVEL
+}  // namespace avx2
+#endif
+namespace plain {
+#define LK_TARGET
+#define LK_BYTES 16
+#define LK_LEVEL 0
+#include "replica_kernels.h"
+#undef LK_TARGET
+#undef LK_BYTES
+#undef LK_LEVEL
+}  // namespace plain
+
+// Builds the compact form: which neurons live, which are constant, and where every kept entry goes.
+template <typename T>
+struct Compaction {
+  Replica<T>& net;
+  std::vector<std::vector<uint8_t>> fed, heard;       // by layer of neurons: reached by an input; reaching an output
+  std::vector<std::vector<int32_t>> live, constant;   // the neurons of each layer
+  std::vector<std::vector<int32_t>> place;            // of a neuron among the live or the constant ones
+  std::vector<uint8_t> placed;
+  std::vector<uint8_t> kept;
+
+  int64_t depth() const { return int64_t(net.widths.size()) - 1; }
+  int64_t weight_at(int64_t l, int64_t o, int64_t i) const { return net.full.weights[l] + o * net.widths[l] + i; }
+  bool is_kept(int64_t at) const { return net.full.pruned == nullptr || !net.full.pruned[at]; }
+
+  void classify() {
+    const int64_t d = depth();
+    fed.resize(d + 1), heard.resize(d + 1), live.resize(d + 1), constant.resize(d + 1), place.resize(d + 1);
+    for (int64_t l = 0; l <= d; ++l) {
+      fed[l].assign(net.widths[l], l == 0);
+      heard[l].assign(net.widths[l], l == d);
+    }
+    for (int64_t l = 0; l < d; ++l)
+      for (int64_t o = 0; o < net.widths[l + 1]; ++o)
+        for (int64_t i = 0; i < net.widths[l] && !fed[l + 1][o]; ++i)
+          fed[l + 1][o] = fed[l][i] && is_kept(weight_at(l, o, i));
+    for (int64_t l = d - 1; l >= 0; --l)
+      for (int64_t o = 0; o < net.widths[l + 1]; ++o)
+        for (int64_t i = 0; heard[l + 1][o] && i < net.widths[l]; ++i)
+          if (is_kept(weight_at(l, o, i))) heard[l][i] = 1;
+    for (int64_t l = 0; l <= d; ++l) {
+      place[l].assign(net.widths[l], -1);
+      for (int64_t j = 0; j < net.widths[l]; ++j) {
+        if (!heard[l][j]) continue;
+        auto& kind = fed[l][j] || l == d ? live[l] : constant[l];
+        place[l][j] = int32_t(kind.size());
+        kind.push_back(int32_t(j));
+      }
+    }
+  }
+
+  bool is_live(int64_t l, int64_t j) const { return heard[l][j] && (fed[l][j] || l == depth()); }
+
+  // Appends an entry of the full buffers, or padding (-1).
+  int64_t append(int64_t at) {
+    net.origin.push_back(at);
+    const bool real = at >= 0 && is_kept(at);
+    if (real) placed[at] = 1;
+    kept.push_back(real || at < 0);
+    return int64_t(net.origin.size()) - 1;
+  }
+  void align() {
+    while (net.origin.size() % entry_align) append(-1);
+  }
+
+  void add_layer(int64_t l) {
+    LiveLayer layer{};
+    layer.in = int64_t(live[l].size()), layer.out = int64_t(live[l + 1].size());
+    layer.constants = int64_t(constant[l + 1].size());
+    layer.stride = padded(layer.in);
+    int64_t nnz = 0;
+    for (const int32_t o : live[l + 1])
+      for (const int32_t i : live[l]) nnz += is_kept(weight_at(l, o, i));
+    layer.dense = nnz > 0 && double(nnz) >= dense_above * double(layer.stride) * double(layer.out);
+    layer.weights = int64_t(net.origin.size());
+    if (layer.dense)
+      add_dense(layer, l);
+    else
+      add_sparse(layer, l);
+    align();
+    layer.biases = int64_t(net.origin.size());
+    for (const int32_t o : live[l + 1]) append(net.full.biases[l] + o);
+    align();
+    add_constants(layer, l);
+    align();
+    net.layers.push_back(std::move(layer));
+  }
+
+  void add_dense(const LiveLayer& layer, int64_t l) {
+    for (const int32_t o : live[l + 1]) {
+      for (const int32_t i : live[l]) append(weight_at(l, o, i));
+      for (int64_t i = layer.in; i < layer.stride; ++i) append(-1);
+    }
+  }
+
+  void add_sparse(LiveLayer& layer, int64_t l) {
+    layer.row_offsets.push_back(0);
+    for (const int32_t o : live[l + 1]) {
+      for (const int32_t i : live[l])
+        if (is_kept(weight_at(l, o, i))) {
+          append(weight_at(l, o, i));
+          layer.rows.push_back(place[l + 1][o]);
+          layer.columns.push_back(place[l][i]);
+        }
+      layer.row_offsets.push_back(int32_t(layer.columns.size()));
+    }
+    const int64_t nnz = int64_t(layer.columns.size());
+    layer.column_offsets.assign(layer.in + 1, 0);
+    for (const int32_t c : layer.columns) ++layer.column_offsets[c + 1];
+    for (int64_t c = 0; c < layer.in; ++c) layer.column_offsets[c + 1] += layer.column_offsets[c];
+    std::vector<int32_t> next(layer.column_offsets.begin(), layer.column_offsets.end() - 1);
+    layer.turned_rows.resize(nnz), layer.order.resize(nnz);
+    for (int64_t k = 0; k < nnz; ++k) {
+      const int32_t to = next[layer.columns[k]]++;
+      layer.turned_rows[to] = layer.rows[k], layer.order[to] = int32_t(k);
+    }
+    layer.rows.resize(padded(nnz), 0), layer.columns.resize(padded(nnz), 0);
+  }
+
+  void add_constants(LiveLayer& layer, int64_t l) {
+    for (int64_t o = 0; o < net.widths[l + 1]; ++o) {
+      if (!heard[l + 1][o]) continue;
+      for (const int32_t i : constant[l])
+        if (is_kept(weight_at(l, o, i))) {
+          const bool to_constant = !is_live(l + 1, o);
+          layer.edges.push_back({place[l][i], place[l + 1][o], to_constant, append(weight_at(l, o, i))});
+          layer.fed_by_constants |= !to_constant;
+        }
+    }
+    align();
+    layer.constant_biases = int64_t(net.origin.size());
+    for (const int32_t o : constant[l + 1]) append(net.full.biases[l] + o);
+  }
+
+  // Kept entries without a gradient that move all the same: by weight decay, or by what their moments hold.
+  void add_idle(int64_t from, int64_t count) {
+    const Parameters<T>& full = net.full;
+    for (int64_t at = from; at < from + count; ++at)
+      if (!placed[at] && is_kept(at) &&
+          ((net.training.weight_decay != 0 && full.values[at] != 0) || full.first[at] != 0 || full.second[at] != 0))
+        append(at);
+  }
+
+  void run() {
+    const int64_t d = depth();
+    placed.assign(net.full.biases[d - 1] + net.widths[d], 0);
+    classify();
+    net.inputs = live[0];
+    for (int64_t l = 0; l < d; ++l) add_layer(l);
+    for (int64_t l = 0; l < d; ++l) {
+      add_idle(net.full.weights[l], net.widths[l] * net.widths[l + 1]);
+      add_idle(net.full.biases[l], net.widths[l + 1]);
+    }
+    align();
+    net.entries = int64_t(net.origin.size());
+    for (Block<T>* block : {&net.values, &net.first, &net.second, &net.gradients}) block->grow(net.entries);
+    for (int64_t k = 0; k < net.entries; ++k) {
+      if (!kept[k]) net.masked = true;
+      const int64_t at = net.origin[k];
+      if (at < 0) continue;
+      net.values[k] = net.full.values[at], net.first[k] = net.full.first[at], net.second[k] = net.full.second[at];
+      if (!kept[k]) net.origin[k] = -1;
+    }
+    if (!net.masked) return;
+    net.kept.grow(net.entries);
+    for (int64_t k = 0; k < net.entries; ++k) net.kept[k] = T(kept[k]);
+  }
+};
+
+template <typename T>
+Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& parameters, const Examples<T>& train_,
+                    const Examples<T>& test_, const Training& training_)
+    : widths(widths_), full(parameters), training_data(train_), test_data(test_), training(training_) {
+  Compaction<T>{*this, {}, {}, {}, {}, {}, {}, {}}.run();
+}
+
+namespace {
+
+template <typename T>
+void prepare(const Replica<T>& net, Workspace<T>& work) {
+  const int64_t depth = int64_t(net.layers.size());
+  work.activation_at.assign(depth + 1, 0), work.turned_at.assign(depth, 0);
+  work.bias_at.assign(depth, 0), work.constant_at.assign(depth + 2, 0);
+  int64_t neurons = padded(int64_t(net.inputs.size())), turned = 0, biases = 0;
+  for (int64_t l = 0; l < depth; ++l) {
+    const LiveLayer& layer = net.layers[l];
+    work.activation_at[l + 1] = neurons * most_lanes;
+    neurons += layer.out;
+    work.turned_at[l] = turned;
+    turned += layer.dense ? most_lanes * layer.stride : 0;
+    work.bias_at[l] = biases;
+    biases += padded(layer.out);
+    work.constant_at[l + 2] = work.constant_at[l + 1] + layer.constants;
+  }
+  work.activations.grow(neurons * most_lanes), work.deltas.grow(neurons * most_lanes);
+  work.biases.grow(biases);
+  work.constants.grow(work.constant_at[depth + 1]), work.constant_deltas.grow(work.constant_at[depth + 1]);
+  work.turned.grow(turned);
+  std::fill_n(work.turned.get(), turned, T(0));  // the padding of another replica's rows
+}
+
+}  // namespace
+
+template <typename T>
+bool Replica<T>::train(const int64_t* order, int64_t from, int64_t to, int64_t batch_size,
+                       const double* learning_rates, int64_t step, Workspace<T>& work, Watch& watch,
+                       bool first_thread, Isa isa) {
+  const FlushDenormals flush;
+  (void)flush;
+  prepare(*this, work);
+  for (int64_t number = 0; from < to; from += batch_size, ++number) {
+    if (first_thread && number % steps_between_polls == 0) watch.tick();
+    if (watch.stopped()) return false;
+    const int64_t count = std::min(batch_size, to - from);
+    const double rate = learning_rates[number];
+    const int64_t now = step + number + 1;
+#ifdef LOTTERYKIT_X86
+    if (isa == Isa::avx512)
+      avx512::train_step(*this, order + from, count, rate, now, work);
+    else if (isa == Isa::avx2)
+      avx2::train_step(*this, order + from, count, rate, now, work);
+    else
+#endif
+      plain::train_step(*this, order + from, count, rate, now, work);
+  }
+  (void)isa;
+  return true;
+}
+
+template <typename T>
+Evaluation Replica<T>::evaluate(Workspace<T>& work, Isa isa) const {
+  const FlushDenormals flush;
+  (void)flush;
+  prepare(*this, work);
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return avx512::evaluate(*this, work);
+  if (isa == Isa::avx2) return avx2::evaluate(*this, work);
+#endif
+  (void)isa;
+  return plain::evaluate(*this, work);
+}
+
+template <typename T>
+void Replica<T>::write_back() const {
+  for (int64_t k = 0; k < entries; ++k) {
+    const int64_t at = origin[k];
+    if (at < 0) continue;
+    full.values[at] = values[k], full.first[at] = first[k], full.second[at] = second[k];
+  }
+}
+
+template class Replica<float>;
+template class Replica<double>;
+
+}  // namespace lotterykit

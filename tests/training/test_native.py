@@ -1,0 +1,236 @@
+"""The native replica engine equals the torch one, step for step, on every combination."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from lotterykit.errors import ArgumentError
+from lotterykit.nn.models import mlp
+from lotterykit.ops import dispatch
+from lotterykit.ops.dispatch import use_backend
+from lotterykit.training.batched import TorchBatch
+from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.replicas import RunSpec, train_replicas
+
+pytestmark = pytest.mark.skipif(dispatch.missing("cpu") is not None, reason="lotterykit._cpu is not built")
+
+ISAS = ("plain", "avx2", "avx512")
+RULES = {
+    "adam": {},
+    "adam decay step": {"weight_decay": 1e-2, "schedule": "step", "milestones": (1, 2)},
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "sgd momentum decay cosine": {
+        "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "schedule": "cosine",
+    },
+}  # fmt: skip
+
+
+def levels() -> list[str]:
+    from lotterykit import _cpu
+
+    return [isa for isa in ISAS if isa in _cpu.isa_levels()]
+
+
+def native(specs: list[RunSpec], isa: str = "best"):
+    from lotterykit.training.native import NativeBatch
+
+    return NativeBatch(specs, torch.device("cpu"), isa=isa)
+
+
+def spec(
+    layers: tuple[int, ...],
+    recipe: Recipe,
+    density: float,
+    *,
+    seed: int = 0,
+    n: int = 120,
+    dtype: torch.dtype = torch.float64,
+    biases: bool = False,
+) -> RunSpec:
+    """Random data, weights and masks; the pruned entries of the weights hold infinities."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n + 30, layers[0], generator=g, dtype=torch.float64).to(dtype)
+    if recipe.loss == "mse":
+        y = torch.randn(n + 30, layers[-1], generator=g, dtype=torch.float64).to(dtype)
+    else:
+        y = torch.randint(0, layers[-1], (n + 30,), generator=g)
+    weights = mlp(list(layers), seed=seed, dtype=dtype).state_dict()
+    masks = {
+        k: torch.rand(w.shape, generator=g) < density for k, w in weights.items() if biases or w.dim() == 2
+    }
+    weights = {k: torch.where(masks[k], w, torch.inf) if k in masks else w for k, w in weights.items()}
+    return RunSpec(layers, Split(x[:n], y[:n], x[n:], y[n:]), recipe, weights=weights, masks=masks, seed=seed)
+
+
+def assert_same(ours: list, theirs: list, bound: float) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a.curve) == len(b.curve)
+        for one, other in zip([a.metrics, *a.curve], [b.metrics, *b.curve], strict=True):
+            assert one == pytest.approx(other, rel=max(bound, 1e-6), abs=1e-9)
+        assert set(a.optimizer) == set(b.optimizer)
+        for name, value in b.weights.items():
+            scale = float(value.abs().max()) or 1.0
+            assert float((a.weights[name] - value).abs().max()) <= bound * scale, name
+        for key, value in b.optimizer.items():
+            scale = float(value.abs().max()) or 1.0
+            assert float((a.optimizer[key] - value).abs().max()) <= 10 * bound * scale, key
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("density", [1.0, 0.6, 0.2, 0.04, 0.0])
+def test_equals_torch_over_200_steps(loss: str, rule: str, density: float) -> None:
+    """float64, dense and sparse layers, dead and constant neurons, pruned biases. 1e-9: 200 steps of Adam
+    amplify the rounding of differently ordered sums."""
+    recipe = Recipe(loss, epochs=25, batch_size=16, **RULES[rule])
+    runs = [
+        spec((3, 21, 17, 4), recipe, density, seed=1),
+        spec((3, 21, 17, 4), recipe, density, seed=2, biases=True),
+    ]
+    expected = TorchBatch(runs, torch.device("cpu")).train(200, None)
+    assert_same(native(runs).train(200, None), expected, 1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 8, 9, 16, 31, 32, 33, 64, 70, 120, 200])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_every_batch_size_and_instruction_set(batch: int, isa: str, dtype: torch.dtype) -> None:
+    """The first 10 steps; float32 with SGD, as Adam's first steps are lr * sign(gradient) and a gradient
+    of rounding size may have either sign."""
+    if isa not in levels():
+        pytest.skip(f"this processor has no {isa}")
+    optimizer = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.9} if dtype == torch.float32 else {}
+    bound = 1e-5 if dtype == torch.float32 else 1e-11
+    recipe = Recipe("cross_entropy", epochs=10, batch_size=batch, **optimizer)
+    runs = [spec((5, 40, 19, 3), recipe, d, seed=i, dtype=dtype) for i, d in enumerate((1.0, 0.3, 0.05))]
+    expected = TorchBatch(runs, torch.device("cpu")).train(10, None)
+    assert_same(native(runs, isa).train(10, None), expected, bound)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(1, 1), (4, 1), (1, 3), (2, 1, 1), (6, 50, 2), (2, 7, 7, 7, 7, 7, 3), (100, 33, 10), (9, 130, 64, 8)],
+)
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
+def test_every_shape(layers: tuple[int, ...], density: float) -> None:
+    recipe = Recipe("mse", epochs=5, batch_size=32)
+    runs = [spec(layers, recipe, density, seed=seed, biases=seed == 1) for seed in range(3)]
+    assert_same(native(runs).train(None, None), TorchBatch(runs, torch.device("cpu")).train(None, None), 1e-9)
+
+
+def test_what_is_pruned_afterwards_goes_on_alike() -> None:
+    """State handed on to a sparser mask: neurons that died keep moving by what their moments hold."""
+    recipe = Recipe("cross_entropy", epochs=3, batch_size=32)
+    before = spec((3, 30, 30, 4), recipe, 0.5, seed=3)
+    (trained,) = TorchBatch([before], torch.device("cpu")).train(None, None)
+    masks = {
+        k: m & (torch.rand(m.shape, generator=torch.Generator().manual_seed(5)) < 0.08)
+        for k, m in before.masks.items()
+    }
+    after = [
+        RunSpec(
+            before.layers,
+            before.data,
+            recipe,
+            weights=trained.weights,
+            masks=masks,
+            seed=9,
+            optimizer=trained.optimizer,
+        )
+    ]
+    expected = TorchBatch(after, torch.device("cpu")).train(None, None)
+    assert_same(native(after).train(None, None), expected, 1e-9)
+    unheard = ~masks["2.weight"].any(0)
+    moved = expected[0].weights["0.bias"] != trained.weights["0.bias"]
+    assert moved[unheard].any(), "without a neuron that moves by its moments alone this tests nothing"
+
+
+def test_one_batch_of_different_networks() -> None:
+    runs = [
+        spec((3, 12, 4), Recipe("cross_entropy", epochs=2, lr=1e-2), 0.5, seed=1),
+        spec((2, 30, 5, 2), Recipe("mse", epochs=2, optimizer="sgd", momentum=0.5), 0.2, seed=2),
+    ]
+    expected = [TorchBatch([run], torch.device("cpu")).train(None, None)[0] for run in runs]
+    assert_same(native(runs).train(None, None), expected, 1e-10)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bitwise_in_any_company_and_on_any_threads(isa: str) -> None:
+    if isa not in levels():
+        pytest.skip(f"this processor has no {isa}")
+    recipe = Recipe("cross_entropy", epochs=2, batch_size=24)
+    runs = [
+        spec((4, 33, 20, 5), recipe, (1.0, 0.4, 0.05)[r % 3], seed=r, dtype=torch.float32) for r in range(9)
+    ]
+    together = native(runs, isa).train(None, None)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for members in ([0], [8, 4], list(range(8, -1, -1))):
+                for i, result in zip(
+                    members, native([runs[i] for i in members], isa).train(None, None), strict=True
+                ):
+                    assert result.curve == together[i].curve
+                    assert all(torch.equal(w, together[i].weights[k]) for k, w in result.weights.items())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_diverged_is_told() -> None:
+    run = spec((2, 20, 3), Recipe("mse", epochs=3, optimizer="sgd", lr=1e30), 1.0, dtype=torch.float32)
+    (result,) = native([run]).train(None, None)
+    assert result.metrics["mse"] != result.metrics["mse"] or result.metrics["mse"] == float("inf")
+
+
+def test_no_epochs_and_no_steps_evaluate() -> None:
+    runs = [spec((3, 12, 4), Recipe("cross_entropy", epochs=0), 0.5)]
+    assert_same(
+        native(runs).train(None, None), TorchBatch(runs, torch.device("cpu")).train(None, None), 1e-10
+    )
+    runs = [spec((3, 12, 4), Recipe("cross_entropy", epochs=2), 0.5)]
+    (result,) = native(runs).train(0, None)
+    assert result.curve == []
+    assert result.optimizer == {}
+
+
+def test_a_signal_ends_it() -> None:
+    """The handler runs while native code computes, and its exception comes out."""
+    run = spec((50, 400, 400, 10), Recipe("cross_entropy", epochs=100), 1.0, n=3000, dtype=torch.float32)
+
+    class Rung(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Rung
+
+    before = signal.signal(signal.SIGALRM, ring)
+    threading.Thread(target=lambda: (time.sleep(0.3), signal.raise_signal(signal.SIGALRM))).start()
+    try:
+        with pytest.raises(Rung):
+            native([run]).train(None, None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_the_route() -> None:
+    run = spec((3, 12, 4), Recipe("cross_entropy", epochs=1), 0.5)
+    assert "cpu: chosen" in dispatch.explain("train_replicas", [run])
+    with use_backend("reference"):
+        assert "reference: chosen" in dispatch.explain("train_replicas", [run])
+        (reference,) = train_replicas([run])
+    (ours,) = train_replicas([run])
+    assert_same([ours], [reference], 1e-10)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_classes_out_of_range(label: int) -> None:
+    run = spec((3, 12, 4), Recipe("cross_entropy", epochs=1), 0.5)
+    run.data.y_train[7] = label
+    with pytest.raises(ArgumentError, match=r"y_train must hold classes in \[0, 4\)"):
+        train_replicas([run])
