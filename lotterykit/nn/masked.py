@@ -93,7 +93,7 @@ class Masked:
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     def adopt_keys_(self, state_dict: dict[str, Any], prefix: str) -> None:
-        """Rename a checkpoint's keys and masks to this layer's, which gets a `bias_mask` where there is one."""
+        """Give a checkpoint this layer's keys, and this layer the checkpoint's `bias_mask` if it has one."""
         _adopt_foreign_keys(state_dict, prefix)
         if f"{prefix}bias_mask" in state_dict:
             self.add_bias_mask_()

@@ -63,7 +63,11 @@ class Sparse(Masked):
     def kept_weight(self) -> Tensor:
         if self.values.is_meta:
             return self.values.new_empty(self.weight_shape)
-        return self.csr.scatter(self.values).view(self.weight_shape)
+        csr, order = self.csr, self.csr.permutation.long()
+        # `csr.scatter` through the transpose, which stores each place's row: ONNX has no repeat_interleave.
+        places = csr.rows.long() * csr.shape[1] + csr.columns.long()[order]
+        dense = self.values.new_zeros(csr.shape[0] * csr.shape[1])
+        return dense.index_put((places,), self.values[order]).view(self.weight_shape)
 
     def density(self) -> float:
         return self.csr.density
