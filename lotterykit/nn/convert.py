@@ -44,8 +44,9 @@ def convert_(
     that of kept weights alone into a sparse layer. Wrap in DDP after converting.
 
     Raises `ArgumentError`, before anything is changed, on a mask that fits no layer taking part; on a layer
-    whose weight is reparametrized (`torch.nn.utils.prune`, weight norm); where "sparse" is asked for a Conv3d
-    or a weight that another module shares; and on optimizer state that is not one number a weight.
+    whose weight is reparametrized (`torch.nn.utils.prune`, weight norm); where "sparse" is asked for a
+    Conv3d, a weight on meta or one that another module shares; and on optimizer state that is not one number
+    a weight.
 
     >>> convert_(nn.Linear(2, 1), masks={"weight": torch.tensor([[True, False]])})
     MaskedLinear(in_features=2, out_features=1, bias=True, density=0.5)
@@ -60,9 +61,10 @@ def convert_(
         if type(layer) in (*MASKED, *PLAIN) and (filter_fn is None or filter_fn(name, layer))
     }
     for name, layer in layers.items():
-        if not isinstance(layer, Sparse) and "weight" not in layer._parameters:
+        trained = "values" if isinstance(layer, Sparse) else "weight"
+        if trained not in layer._parameters:
             raise ArgumentError(
-                f"layer {name!r} has no parameter 'weight': remove its reparametrization first "
+                f"layer {name!r} has no parameter {trained!r}: remove its reparametrization first "
                 "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
             )
     _check_masks(masks, layers)
@@ -146,6 +148,8 @@ def _formats(
             refusal = f"{plain.__name__} has no sparse form"
         elif len(owners[weight]) > 1:
             refusal = f"its weight is shared by {', '.join(map(repr, owners[weight]))}"
+        elif weight.is_meta:
+            refusal = "its weight is on meta, and its mask cannot be read"
         if refusal is not None and format == "sparse":
             raise ArgumentError(f"layer {name!r} cannot be sparse: {refusal}; format='auto' keeps it masked")
         if format == "sparse":

@@ -6,6 +6,7 @@ into one and back: its parameter stays the same object, so an optimizer goes on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ class Sparse(Masked):
     read-only: `weight` is differentiable in `values`; writing to either raises `ArgumentError`. Assigning a
     whole `weight_mask` re-packs the layer: weights kept anew are 0. state_dict holds the dense `weight` and
     `weight_mask`, so checkpoints go to and come from plain and masked layers; loading another mask re-packs.
+    An optimizer's state fits a re-packed layer no more: load its state too, or make another.
     """
 
     format = "sparse"
@@ -38,8 +40,10 @@ class Sparse(Masked):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The dense weight's shape."""
-        raise NotImplementedError
+        """The dense weight's shape: `[out, in]`, or `[out, in / groups, *kernel]`."""
+        kernel: tuple[int, ...] = getattr(self, "kernel_size", ())
+        rows, columns = self.csr.shape
+        return rows, columns // math.prod(kernel), *kernel
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -135,10 +139,6 @@ class SparseLinear(Sparse, MaskedLinear):
     SparseLinear(in_features=4, out_features=2, bias=True, density=1)
     """
 
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return self.out_features, self.in_features
-
     def forward(self, input: Tensor) -> Tensor:
         if exports_to_onnx():
             return F.linear(input, self.kept_weight(), self.kept_bias())
@@ -148,8 +148,6 @@ class SparseLinear(Sparse, MaskedLinear):
 class _SparseConv(Sparse):
     """The convolutions of one and two dimensions, by `lotterykit.ops.sparse_conv2d`."""
 
-    in_channels: int
-    out_channels: int
     groups: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -157,10 +155,6 @@ class _SparseConv(Sparse):
     dilation: tuple[int, ...]
     padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
 
     def forward(self, input: Tensor) -> Tensor:
         if exports_to_onnx():

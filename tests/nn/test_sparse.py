@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from lotterykit.errors import ArgumentError
 from lotterykit.mask import Masks
@@ -214,6 +215,35 @@ def test_tied_weights_are_refused_before_anything_changes() -> None:
     assert convert_(twice, format="sparse")[0] is twice[1]  # one layer used twice is one layer
     with pytest.raises(ArgumentError, match="unknown format"):
         convert_(model, format="dense")
+
+
+def test_reparametrized_and_meta_layers_are_refused() -> None:
+    layer = MaskedLinear(3, 2, format="sparse")
+    prune.random_unstructured(layer, "values", 0.5)
+    with pytest.raises(ArgumentError, match="no parameter 'values'"):
+        convert_(nn.Sequential(layer))
+    with pytest.raises(ArgumentError, match="on meta"):
+        MaskedLinear(3, 2, device="meta", format="sparse")
+    assert MaskedLinear(3, 2, device="meta", format="auto").format == "masked"
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_encoder_layers_in_their_inference_path() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    masks = {f"linear{i}.weight": torch.rand(s) < 0.5 for i, s in ((1, (16, 8)), (2, (8, 16)))}
+    convert_(layer, masks=masks, format="sparse")
+    assert layer.linear1.format == "sparse"
+    x = torch.randn(2, 5, 8)
+    with torch.inference_mode():
+        y = layer(x)
+    torch.testing.assert_close(layer(x), y)
+    torch.testing.assert_close(revert_(layer)(x), y)
+
+
+def test_functional_call_of_a_dense_weight_is_refused() -> None:
+    layer = MaskedLinear(3, 2, format="sparse")
+    with pytest.raises(ArgumentError, match="write to values"):
+        torch.func.functional_call(layer, {"weight": torch.ones(2, 3)}, (torch.ones(1, 3),))
 
 
 def test_gradcheck_twice() -> None:
