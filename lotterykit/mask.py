@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -63,8 +64,13 @@ class Masks(Mapping[str, Tensor]):
     def apply_(self, model: nn.Module) -> nn.Module:
         """Masked layers take the mask; parameters of plain ones become zero where pruned. Returns `model`.
 
+        Sparse layers are re-packed: weights kept anew are 0, and an optimizer's state of them fits no more.
         Raises `ArgumentError`, before anything is changed, on a name or shape the model does not have."""
-        parameters = dict(model.named_parameters())
+        parameters: dict[str, Tensor] = dict(model.named_parameters())
+        sparse = {f"{prefix}weight": layer for prefix, layer in sparse_layers(model)}
+        parameters |= {
+            name: cast(Tensor, layer.weight_mask) for name, layer in sparse.items() if name in self
+        }
         for name, mask in self.items():
             if name not in parameters:
                 raise ArgumentError(f"the model has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -77,7 +83,9 @@ class Masks(Mapping[str, Tensor]):
                 buffer = dict(model.get_submodule(layer_name).named_buffers(recurse=False)).get(
                     f"{kind}_mask"
                 )
-                if buffer is not None:
+                if name in sparse:
+                    sparse[name].weight_mask = mask
+                elif buffer is not None:
                     buffer.copy_(mask)
                 else:
                     parameter = parameters[name]
@@ -165,12 +173,29 @@ def prunable_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     weights: dict[object, str] = {}
     for name, layer in model.named_modules():
         if type(layer) in kinds or (isinstance(layer, kinds) and hasattr(layer, "weight_mask")):
-            first = weights.setdefault(layer._parameters.get("weight", layer), name)
+            own = layer._parameters
+            first = weights.setdefault(own.get("weight", own.get("values", layer)), name)
             if first != name:
                 raise ArgumentError(f"layers {first!r} and {name!r} share one weight: untie them to prune")
             yield (f"{name}." if name else ""), layer
     if not weights:
         raise ArgumentError(f"{type(model).__name__} has no Linear or Conv layer to prune")
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(parameter-name prefix, layer) of each layer that holds kept weights only, in order, each once."""
+    for name, layer in model.named_modules():
+        if getattr(layer, "format", None) == "sparse":
+            yield (f"{name}." if name else ""), layer
+
+
+def refuse_sparse(model: nn.Module, what: str) -> None:
+    """Raises `ArgumentError` where a layer holds kept weights only: `what` needs dense ones."""
+    for prefix, layer in sparse_layers(model):
+        raise ArgumentError(
+            f"{what} needs dense weights, but layer {prefix.rstrip('.')!r} is a {type(layer).__name__}: "
+            "convert_(model, format='masked') first"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

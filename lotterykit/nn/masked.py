@@ -1,6 +1,7 @@
 """Masked layers: `nn.Linear` and `nn.Conv*d` with a bool buffer `weight_mask`, True where a weight is kept.
 
-Pruned entries of `weight` may hold anything; the forward pass treats them as absent.
+Pruned entries of `weight` may hold anything; the forward pass treats them as absent. A layer made with
+`format="sparse"` holds kept weights only: it is of the subclasses of `lotterykit.nn.sparse`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.ops.formats import known_density
 from lotterykit.ops.masked_linear import masked_linear
 
+FORMATS = ("masked", "sparse", "auto")
+
+
+def check_format(format: object) -> str:
+    """`format` as one of FORMATS; raises `ArgumentError` otherwise."""
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    return str(format)
+
+
+def exports_to_onnx() -> bool:
+    """Whether `torch.onnx` is tracing: it knows torch's operators only."""
+    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return tracing and torch.onnx.is_in_onnx_export()
+
 
 class Masked:
-    """What the masked layers share, mixed in before their `torch.nn` base: buffers, loading, repr."""
+    """What the masked layers share, mixed in before their `torch.nn` base: buffers, loading, repr.
 
+    `format` is "masked" or "sparse"; `format_reason` says why, where `format="auto"` chose it, else None.
+    """
+
+    format = "masked"
+    format_reason: str | None = None
     weight: Tensor
     bias: Any
     weight_mask: Tensor
@@ -47,24 +69,40 @@ class Masked:
             return self.bias
         return torch.where(self.bias_mask, self.bias, 0.0)
 
+    def density(self) -> float | None:
+        """Kept / total, 1 for an empty weight; None where the mask cannot be read now."""
+        return known_density(self.weight_mask)
+
     def extra_repr(self) -> str:
-        density = known_density(self.weight_mask)
+        density = self.density()
         shown = "unknown" if density is None else f"{density:.4g}"
-        return f"{super().extra_repr()}, density={shown}"  # type: ignore[misc]
+        why = "" if self.format_reason is None else f", auto: {self.format_reason}"
+        return f"{super().extra_repr()}, density={shown}{why}"  # type: ignore[misc]
+
+    def choose_format_(self, format: str) -> None:
+        """Give a layer that was just made, every weight kept, the format asked for."""
+        if check_format(format) != "masked":
+            from lotterykit.nn.convert import convert_  # which knows these classes
+
+            convert_(self, format=format)  # type: ignore[type-var]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accepts plain checkpoints (the layer's own masks stay), and those of `torch.nn.utils.prune` and
         of parametrizations that hold a `mask`."""
+        self.adopt_keys_(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
+    def adopt_keys_(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Give a checkpoint this layer's keys, and this layer the checkpoint's `bias_mask` if it has one."""
         _adopt_foreign_keys(state_dict, prefix)
-        for kind in ("weight", "bias"):
-            key, own = f"{prefix}{kind}_mask", getattr(self, f"{kind}_mask")
-            if key in state_dict:
-                if kind == "bias":
-                    self.add_bias_mask_()
+        if f"{prefix}bias_mask" in state_dict:
+            self.add_bias_mask_()
+        for name in ("weight_mask", "bias_mask"):
+            own = self._buffers.get(name)  # type: ignore[attr-defined]
+            if (key := prefix + name) in state_dict:
                 state_dict[key] = state_dict[key] != 0
             elif own is not None:
                 state_dict[key] = own
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
 
 def _adopt_foreign_keys(state_dict: dict[str, Any], prefix: str) -> None:
@@ -84,6 +122,8 @@ class MaskedLinear(Masked, nn.Linear):
     """`nn.Linear` that computes with its kept weights only: y = x (W where weight_mask)^T + b.
 
     weight, weight_mask: `[out_features, in_features]`; `bias_mask`: `[out_features]` if asked for, else None.
+    `format="sparse"` makes a `SparseLinear`, `"auto"` one or the other; every weight is kept at first, so
+    most layers get their format from `convert_`, with their mask.
 
     >>> layer = MaskedLinear(4, 2)
     >>> layer.weight_mask[0] = False
@@ -97,23 +137,30 @@ class MaskedLinear(Masked, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
+        format: str = "masked",
         bias_mask: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_format(format)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.add_masks_(bias_mask=bias_mask)
+        self.choose_format_(format)
 
     def forward(self, input: Tensor) -> Tensor:
+        if exports_to_onnx():
+            return F.linear(input, self.kept_weight(), self.kept_bias())
         return masked_linear(input, self.weight, self.weight_mask, self.kept_bias())
 
 
 class _MaskedConv(Masked):
-    """The convolutions: the arguments of their `torch.nn` base, and `bias_mask`."""
+    """The convolutions: the arguments of their `torch.nn` base, `format` and `bias_mask`."""
 
-    def __init__(self, *args: Any, bias_mask: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, format: str = "masked", bias_mask: bool = False, **kwargs: Any) -> None:
+        check_format(format)
         super().__init__(*args, **kwargs)
         self.add_masks_(bias_mask=bias_mask)
+        self.choose_format_(format)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.kept_weight(), self.kept_bias())  # type: ignore[attr-defined]
@@ -128,7 +175,9 @@ class MaskedConv2d(_MaskedConv, nn.Conv2d):
 
 
 class MaskedConv3d(_MaskedConv, nn.Conv3d):
-    """`nn.Conv3d` that computes with its kept weights only; `weight_mask` has the shape of `weight`."""
+    """`nn.Conv3d` that computes with its kept weights only; `weight_mask` has the shape of `weight`.
+
+    There is no sparse form of it: `format="sparse"` raises `ArgumentError`, "auto" keeps it masked."""
 
 
 # plain layer -> its masked twin

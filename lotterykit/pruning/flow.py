@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lotterykit.errors import ArgumentError
-from lotterykit.mask import prunable_layers
+from lotterykit.mask import prunable_layers, refuse_sparse
 from lotterykit.nn.evaluation import evaluating
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -46,8 +46,9 @@ def live_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[
     SynFlow's product with every kept weight 1 / sqrt(fan in), biases 0 and batch-norm the identity: a
     weight is live where its product is positive. Raises `ArgumentError` where that cannot tell: the input's
     shape is unknown, or products are not positive through the dense network either (a softmax at its end,
-    other normalisations).
+    other normalisations), and for sparse layers.
     """
+    refuse_sparse(model, "finding live paths")
     for layer in model.modules():
         if isinstance(layer, MIXING) or (isinstance(layer, BATCH_NORM) and layer.running_mean is None):
             raise ArgumentError(

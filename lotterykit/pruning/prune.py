@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
-from lotterykit.mask import Masks, prunable_layers
+from lotterykit.mask import Masks, prunable_layers, sparse_layers
 from lotterykit.nn.convert import convert_
 from lotterykit.ops.topk_mask import topk_mask
 from lotterykit.pruning.flow import live_weights
@@ -39,7 +39,8 @@ class Pruner:
     """The rounds of `prune_` one at a time, inside your own training loop; arguments as there.
 
     `step()` scores the model as it stands and prunes it to the schedule's next density; `history` holds a
-    `Round` per step, so layer collapse is seen when it happens.
+    `Round` per step, so layer collapse is seen when it happens. A step makes sparse layers masked: an
+    optimizer that trains them must go through `convert_(model, optimizer=...)` before.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Pruner:
         target = density_after(
             self.schedule, end=self.density, round=number, rounds=self.rounds, start=self.start
         )
+        sparse = {id(layer) for _, layer in sparse_layers(self.model)}
+        convert_(self.model, filter_fn=lambda _, layer: id(layer) in sparse)
         found = scores(self.model, self.method, seed=self.seed, **self.scoring)
         before = _competing(self.model, self.prune_bias)
         masks = self._select(found, before, target, number)
@@ -158,8 +161,8 @@ def prune_(
     method: a name of `SCORES` or a callable, as in `scores`, which explains data, loss_fn, example_input,
     options and invert. scope: "global" counts over all layers, "local" in each. rounds: scores and
     prunes that often along `schedule` (default 1, SynFlow 100), from the masks the model has; a pruned
-    weight never returns. Plain Linear and Conv layers become masked ones in place. Only weights compete
-    unless `prune_bias`. Ties go by a seeded bijection. `Pruner` gives the same with a report per round.
+    weight never returns. Plain and sparse layers become masked ones in place. Only weights compete unless
+    `prune_bias`. Ties go by a seeded bijection. `Pruner` gives the same with a report per round.
     Raises `ArgumentError` on density outside (0, 1], NaN scores and unknown names; masks then stay.
     """
     if rounds is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
-from lotterykit.mask import prunable_layers
+from lotterykit.mask import prunable_layers, refuse_sparse
 from lotterykit.nn.evaluation import evaluating
 from lotterykit.pruning.flow import flow, one_input, without_bias
 
@@ -105,8 +105,9 @@ def scores(
     options: grasp's `temperature` (default 200 for classes, 1 for values), synflow's `bias` (default True).
     invert: negates every score, so that the lowest are kept (the published 1 / score does not reverse
     signed ones). The model runs in evaluation mode and is left as it was; scores of weights that its
-    masks prune carry no meaning. Raises `ArgumentError` on unknown names and missing data.
+    masks prune carry no meaning. Raises `ArgumentError` on unknown names, missing data and sparse layers.
     """
+    refuse_sparse(model, "scoring")
     layers = list(prunable_layers(model))
     kinds = ("weight", "bias") if prune_bias else ("weight",)
     names = [f"{prefix}{k}" for prefix, layer in layers for k in kinds if getattr(layer, k, None) is not None]

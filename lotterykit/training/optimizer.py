@@ -36,7 +36,8 @@ def mask_optimizer_(
     Pruned places are zeroed in the parameter, in the gradient before each step and in the optimizer's
     state after it, so neither momentum nor weight decay revives a weight (P4). `masks` defaults to
     the masks the model carries, read anew at each step, so pruning during training needs no second call.
-    Returns `optimizer`. Raises `ArgumentError` where a mask names no parameter of the model.
+    Sparse layers need none of it: they have no pruned weights. Returns `optimizer`. Raises `ArgumentError`
+    where a mask names no parameter of the model.
     """
     parameters = dict(model.named_parameters())
     unknown = [name for name in masks or () if name not in parameters]
@@ -45,6 +46,7 @@ def mask_optimizer_(
 
     def masked() -> list[tuple[nn.Parameter, Tensor]]:
         current = _carried(model) if masks is None else masks
+        parameters = dict(model.named_parameters())  # layers may have changed their format meanwhile
         return [(parameters[name], ~mask) for name, mask in current.items() if name in parameters]
 
     def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
