@@ -142,37 +142,55 @@ void def_sparse_products(py::module_& m, const std::string& type) {
 template <typename T>
 class Replicas {
  public:
+  using Starts = std::array<std::vector<int64_t>, 2>;
+  using Data = std::tuple<uintptr_t, uintptr_t, int64_t>;
+  using Settings = std::tuple<int, int, double, double, double, double, double>;
+
   // tensors: addresses of values, first and second moments, pruned (or 0); starts: of weights, of biases.
   // settings: (loss, rule, beta1, beta2, eps, momentum, weight decay).
-  void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors,
-           const std::array<std::vector<int64_t>, 2>& starts, const std::tuple<uintptr_t, uintptr_t, int64_t>& train,
-           const std::tuple<uintptr_t, uintptr_t, int64_t>& test,
-           const std::tuple<int, int, double, double, double, double, double>& settings) {
-    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
-    const Parameters<T> parameters{at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]),
-                                   at<const uint8_t>(tensors[3]), starts[0], starts[1]};
-    const Training training{Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
+  void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
+           const Data& train, const Data& test, const Settings& settings) {
     py::gil_scoped_release release;
-    replicas_.push_back(
-        std::make_unique<Replica<T>>(widths, parameters, examples(train), examples(test), training));
+    replicas_.push_back(std::make_unique<Replica<T>>(widths, parameters(tensors, starts), examples(train),
+                                                     examples(test), training(settings)));
   }
 
-  // Trains replica r on the examples order[r][0:to] with rates[r][step] a step; then evaluates all.
+  // scores: addresses of scores, active, kept; then (gem, penalty, groups of tensors, their seeds).
+  void add_scored(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
+                  const std::array<uintptr_t, 3>& scores,
+                  const std::tuple<bool, double, std::vector<std::vector<int64_t>>, std::vector<uint64_t>>& choice,
+                  const Data& train, const Data& test, const Settings& settings) {
+    const auto& [gem, penalty, groups, seeds] = choice;
+    py::gil_scoped_release release;
+    replicas_.push_back(std::make_unique<Replica<T>>(
+        widths, parameters(tensors, starts),
+        Scores<T>{at<T>(scores[0]), at<const uint8_t>(scores[1]), at<uint8_t>(scores[2]), gem, penalty, groups, seeds},
+        examples(train), examples(test), training(settings)));
+  }
+
+  // Trains replica r on the examples order[r][0:to] with rates[r][step] a step; then evaluates all. Score
+  // training keeps keeps[r][group] entries on the way and ends[r][group] at the end; empty for weights.
   std::vector<std::pair<double, double>> run(const std::vector<uintptr_t>& orders, int64_t to, int64_t batch_size,
                                              const std::vector<uintptr_t>& rates, const std::vector<int64_t>& steps,
-                                             int threads, const std::string& isa) {
+                                             const std::vector<std::vector<int64_t>>& keeps,
+                                             const std::vector<std::vector<int64_t>>& ends, int threads,
+                                             const std::string& isa) {
     const size_t count = replicas_.size();
-    if (orders.size() != count || rates.size() != count || steps.size() != count || batch_size < 1)
-      throw std::invalid_argument("replicas: orders, rates and steps must be one a replica");
+    if (orders.size() != count || rates.size() != count || steps.size() != count || keeps.size() != count ||
+        ends.size() != count || batch_size < 1)
+      throw std::invalid_argument("replicas: orders, rates, steps, keeps and ends must be one a replica");
     std::vector<std::pair<double, double>> found(count);
     threads = std::max(1, std::min(threads, int(count)));
     if (work_.size() < size_t(threads)) work_.resize(threads);
     run_stoppable(threads, isa, [&](const Run& run) {
       for_each(int64_t(count), run.threads, run.watch, [&](int thread, int64_t r) {
-        if (!replicas_[r]->train(at<const int64_t>(orders[r]), 0, to, batch_size, at<const double>(rates[r]), steps[r],
-                                 work_[thread], run.watch, thread == 0, run.isa))
+        Replica<T>& replica = *replicas_[r];
+        if (replica.scored) replica.keep(keeps[r], run.isa);
+        if (!replica.train(at<const int64_t>(orders[r]), 0, to, batch_size, at<const double>(rates[r]), steps[r],
+                           work_[thread], run.watch, thread == 0, run.isa))
           return;
-        const Evaluation result = replicas_[r]->evaluate(work_[thread], run.isa);
+        if (replica.scored) replica.keep(ends[r], run.isa);
+        const Evaluation result = replica.evaluate(work_[thread], run.isa);
         found[r] = {result.loss, result.accuracy};
       });
       return !run.watch.stopped();
@@ -180,12 +198,25 @@ class Replicas {
     return found;
   }
 
-  void write_back() const {
-    for (const auto& replica : replicas_) replica->write_back();
+  void write_back(const std::string& isa) const {
+    const Isa level = isa_of(isa);
+    for (const auto& replica : replicas_) replica->write_back(level == Isa::best ? best_isa() : level);
+  }
+
+  void read_scores() const {
+    for (const auto& replica : replicas_) replica->read_scores();
   }
 
  private:
-  static Examples<T> examples(const std::tuple<uintptr_t, uintptr_t, int64_t>& data) {
+  static Parameters<T> parameters(const std::array<uintptr_t, 4>& tensors, const Starts& starts) {
+    return {at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]), at<const uint8_t>(tensors[3]),
+            starts[0],         starts[1]};
+  }
+  static Training training(const Settings& settings) {
+    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
+    return {Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
+  }
+  static Examples<T> examples(const Data& data) {
     return {at<const T>(std::get<0>(data)), at<const void>(std::get<1>(data)), std::get<2>(data)};
   }
   std::vector<std::unique_ptr<Replica<T>>> replicas_;
@@ -197,7 +228,9 @@ void def_replicas(py::module_& m, const std::string& type) {
   py::class_<Replicas<T>>(m, ("Replicas_" + type).c_str())
       .def(py::init<>())
       .def("add", &Replicas<T>::add)
+      .def("add_scored", &Replicas<T>::add_scored)
       .def("run", &Replicas<T>::run)
+      .def("read_scores", &Replicas<T>::read_scores)
       .def("write_back", &Replicas<T>::write_back);
 }
 

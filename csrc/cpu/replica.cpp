@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
+#include "../tie_order.h"
 #include "x86.h"
 
 namespace lotterykit {
@@ -12,6 +14,7 @@ namespace {
 
 constexpr double dense_above = 0.45;  // share of a padded row kept from which dense is faster (x86_64-avx2-replicas.json)
 constexpr int64_t steps_between_polls = 16;
+constexpr size_t few = 64, many = 512;  // candidates around a threshold: the bracket widens or narrows
 
 int64_t padded(int64_t n) { return (n + entry_align - 1) / entry_align * entry_align; }
 
@@ -27,6 +30,58 @@ class FlushDenormals {
   unsigned before_;
 #endif
 };
+
+// Cuts the candidates down to those tied at the threshold that are kept, `need` being how many of all of them
+// are; the group remembers the threshold and a bracket for the next step.
+template <typename T>
+void settle(ScoreState<T>& state, ScoreGroup<T>& group, int64_t need) {
+  auto& found = state.candidates;
+  const size_t size = found.size();
+  const auto higher = [](const Candidate<T>& a, const Candidate<T>& b) { return a.key > b.key; };
+  std::nth_element(found.begin(), found.begin() + (need - 1), found.end(), higher);
+  const T threshold = found[need - 1].key;
+  for (const Candidate<T>& c : found) need -= c.key > threshold;
+  found.erase(std::remove_if(found.begin(), found.end(), [&](const Candidate<T>& c) { return c.key != threshold; }),
+              found.end());
+  if (int64_t(found.size()) > need) {
+    const TieSeed seed = tie_seed(group.seed);
+    const auto rank = [&](const Candidate<T>& c) {
+      for (const ScoredRows& rows : group.tensors) {
+        const int64_t at = c.at - rows.start, row = at / rows.stride;
+        if (at >= 0 && row < rows.rows)
+          return tie_rank(uint32_t(rows.position + row * rows.columns + at % rows.stride), seed);
+      }
+      return uint32_t(0);
+    };
+    std::nth_element(found.begin(), found.begin() + need, found.end(),
+                     [&](const Candidate<T>& a, const Candidate<T>& b) { return rank(a) < rank(b); });
+    found.resize(need);
+  }
+  if (!group.warm)
+    group.margin = std::max(std::abs(threshold) * T(0.01), T(1e-6));
+  else if (size > many)
+    group.margin /= 2;
+  else if (size < few)
+    group.margin *= 2;
+  group.warm = true, group.threshold = threshold;
+}
+
+// Scores that are not numbers rank below all others.
+template <typename T>
+void add_nans(ScoreState<T>& state, const ScoreGroup<T>& group) {
+  for (const ScoredRows& rows : group.tensors)
+    for (int64_t r = 0; r < rows.rows; ++r)
+      for (int64_t at = rows.start + r * rows.stride; at < rows.start + r * rows.stride + rows.columns; ++at)
+        if (std::isnan(state.values[at])) state.candidates.push_back({T(-1), at});
+}
+
+template <typename T>
+void keep_active(const Replica<T>& net, const ScoreGroup<T>& group) {
+  const ScoreState<T>& state = *net.scored;
+  for (const ScoredRows& rows : group.tensors)
+    for (int64_t at = rows.start; at < rows.start + rows.rows * rows.stride; ++at)
+      net.values[at] = state.active[at] != 0 ? state.frozen[at] : T(0);
+}
 
 }  // namespace
 
@@ -72,7 +127,9 @@ struct Compaction {
 
   int64_t depth() const { return int64_t(net.widths.size()) - 1; }
   int64_t weight_at(int64_t l, int64_t o, int64_t i) const { return net.full.weights[l] + o * net.widths[l] + i; }
-  bool is_kept(int64_t at) const { return net.full.pruned == nullptr || !net.full.pruned[at]; }
+  bool is_kept(int64_t at) const {
+    return net.full.pruned == nullptr || net.scored != nullptr || !net.full.pruned[at];
+  }
 
   void classify() {
     const int64_t d = depth();
@@ -122,7 +179,8 @@ struct Compaction {
     int64_t nnz = 0;
     for (const int32_t o : live[l + 1])
       for (const int32_t i : live[l]) nnz += is_kept(weight_at(l, o, i));
-    layer.dense = nnz > 0 && double(nnz) >= dense_above * double(layer.stride) * double(layer.out);
+    layer.dense = net.scored != nullptr ||
+                  (nnz > 0 && double(nnz) >= dense_above * double(layer.stride) * double(layer.out));
     layer.weights = int64_t(net.origin.size());
     if (layer.dense)
       add_dense(layer, l);
@@ -198,7 +256,7 @@ struct Compaction {
     classify();
     net.inputs = live[0];
     for (int64_t l = 0; l < d; ++l) add_layer(l);
-    for (int64_t l = 0; l < d; ++l) {
+    for (int64_t l = 0; l < d && net.scored == nullptr; ++l) {
       add_idle(net.full.weights[l], net.widths[l] * net.widths[l + 1]);
       add_idle(net.full.biases[l], net.widths[l + 1]);
     }
@@ -223,6 +281,57 @@ Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& pa
                     const Examples<T>& test_, const Training& training_)
     : widths(widths_), full(parameters), training_data(train_), test_data(test_), training(training_) {
   Compaction<T>{*this, {}, {}, {}, {}, {}, {}, {}}.run();
+}
+
+template <typename T>
+Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& parameters, const Scores<T>& scores,
+                    const Examples<T>& train_, const Examples<T>& test_, const Training& training_)
+    : widths(widths_),
+      full(parameters),
+      training_data(train_),
+      test_data(test_),
+      training(training_),
+      full_scores(scores),
+      scored(std::make_unique<ScoreState<T>>()) {
+  Compaction<T>{*this, {}, {}, {}, {}, {}, {}, {}}.run();
+  for (Block<T>* block : {&scored->values, &scored->frozen, &scored->active}) block->grow(entries);
+  for (int64_t k = 0; k < entries; ++k) scored->frozen[k] = values[k];
+  for (size_t g = 0; g < full_scores.groups.size(); ++g) {
+    ScoreGroup<T> group;
+    group.seed = full_scores.seeds[g];
+    for (const int64_t tensor : full_scores.groups[g]) {
+      const LiveLayer& layer = layers[tensor / 2];
+      const int64_t columns = tensor % 2 ? layer.out : layer.in, rows = tensor % 2 ? 1 : layer.out;
+      group.tensors.push_back({tensor % 2 ? layer.biases : layer.weights, rows, columns, padded(columns),
+                               group.entries});
+      group.entries += rows * columns;
+    }
+    scored->groups.push_back(std::move(group));
+  }
+  read_scores();
+}
+
+template <typename T>
+void Replica<T>::read_scores() {
+  for (int64_t k = 0; k < entries; ++k) {
+    const int64_t at = origin[k];
+    scored->values[k] = at < 0 ? std::numeric_limits<T>::quiet_NaN() : full_scores.values[at];
+    scored->active[k] = T(at >= 0 && full_scores.active[at]);
+    first[k] = at < 0 ? T(0) : full.first[at], second[k] = at < 0 ? T(0) : full.second[at];
+  }
+}
+
+template <typename T>
+void Replica<T>::keep(const std::vector<int64_t>& counts, Isa isa) {
+  const FlushDenormals flush;
+  (void)flush;
+  keeps = counts;
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return avx512::choose(*this);
+  if (isa == Isa::avx2) return avx2::choose(*this);
+#endif
+  (void)isa;
+  plain::choose(*this);
 }
 
 namespace {
@@ -292,11 +401,23 @@ Evaluation Replica<T>::evaluate(Workspace<T>& work, Isa isa) const {
 }
 
 template <typename T>
-void Replica<T>::write_back() const {
+void Replica<T>::write_back(Isa isa) {
+  if (scored != nullptr) {
+    // The choice among ones is the mask itself: a kept weight may be 0.
+    Block<T> ones(entries);
+    std::fill_n(ones.get(), entries, T(1));
+    std::swap(ones, scored->frozen);
+    keep(keeps, isa);
+    for (int64_t k = 0; k < entries; ++k)
+      if (origin[k] >= 0) full_scores.kept[origin[k]] = values[k] != 0;
+    std::swap(ones, scored->frozen);
+    keep(keeps, isa);
+  }
   for (int64_t k = 0; k < entries; ++k) {
     const int64_t at = origin[k];
     if (at < 0) continue;
-    full.values[at] = values[k], full.first[at] = first[k], full.second[at] = second[k];
+    (scored != nullptr ? full_scores.values : full.values)[at] = (scored != nullptr ? scored->values : values)[k];
+    full.first[at] = first[k], full.second[at] = second[k];
   }
 }
 

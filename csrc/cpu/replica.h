@@ -39,11 +39,25 @@ struct Parameters {
   std::vector<int64_t> weights, biases;
 };
 
+// Score training: the weights are frozen, scores choose among them. Addresses lie in the layout of Parameters,
+// whose `values` are then the frozen weights and whose moments are those of the scores.
+template <typename T>
+struct Scores {
+  T* values;
+  const uint8_t* active;  // scored, and not frozen by Gem-Miner
+  uint8_t* kept;          // written back: the masks in force
+  bool gem;               // keeps scores >= 1/2, projects to [0, 1]; else the highest |score|
+  double penalty;         // its L2 factor, doubled: the slope of penalty * ||p||^2
+  std::vector<std::vector<int64_t>> groups;  // tensors (2 l: weights of layer l, 2 l + 1: its biases) counted together
+  std::vector<uint64_t> seeds;               // of the ties of each group
+};
+
 // What one evaluation found: the mean loss, and the share of right classes (0 for values).
 struct Evaluation {
   double loss, accuracy;
 };
 
+constexpr int64_t every_active = -1, from_half = -2;  // Gem-Miner's counts: at the end, and on the way
 constexpr int64_t most_lanes = 32;  // examples side by side in an activation
 constexpr int64_t entry_align = 16;  // every block of the flat arrays starts on 64 bytes in float32
 
@@ -90,6 +104,36 @@ struct LiveLayer {
   bool fed_by_constants;                                   // whether an edge leads to a live neuron
 };
 
+// Rows of scored entries in the flat arrays; `position` of the first within its group, for the order of ties.
+struct ScoredRows {
+  int64_t start, rows, columns, stride, position;
+};
+
+// A score near the threshold and where it stands in the flat arrays.
+template <typename T>
+struct Candidate {
+  T key;
+  int64_t at;
+};
+
+// Scores counted together, and the bracket in which the last threshold was found: scores move little a step.
+template <typename T>
+struct ScoreGroup {
+  std::vector<ScoredRows> tensors;
+  int64_t entries = 0;
+  uint64_t seed = 0;
+  bool warm = false;
+  T threshold = 0, margin = 0;
+};
+
+// The scores of a replica in the order of its flat arrays. Padding holds NaN, which no comparison keeps.
+template <typename T>
+struct ScoreState {
+  Block<T> values, frozen, active;
+  std::vector<ScoreGroup<T>> groups;
+  std::vector<Candidate<T>> candidates;
+};
+
 // Scratch of a thread, sized for the largest replica it has seen.
 template <typename T>
 struct Workspace {
@@ -104,13 +148,21 @@ class Replica {
   // reaches become constants. The pruned entries of `parameters` must be 0.
   Replica(const std::vector<int64_t>& widths, const Parameters<T>& parameters, const Examples<T>& train,
           const Examples<T>& test, const Training& training);
+  // Trains scores over frozen weights; nothing is left out, every layer is dense.
+  Replica(const std::vector<int64_t>& widths, const Parameters<T>& parameters, const Scores<T>& scores,
+          const Examples<T>& train, const Examples<T>& test, const Training& training);
 
   // Steps over the batches order[from:to] of `batch_size`; learning_rates has one value a step, `step` counts
   // the optimizer's steps before. False where the watch was stopped; `first_thread` may ask it.
   bool train(const int64_t* order, int64_t from, int64_t to, int64_t batch_size, const double* learning_rates,
              int64_t step, Workspace<T>& work, Watch& watch, bool first_thread, Isa isa);
   Evaluation evaluate(Workspace<T>& work, Isa isa) const;
-  void write_back() const;
+  void write_back(Isa isa);
+
+  // For score training: how many entries each group keeps from now on, or `every_active`, or `from_half`;
+  // then the scores, moments and active entries are read anew where the caller changed them.
+  void keep(const std::vector<int64_t>& counts, Isa isa);
+  void read_scores();
 
   // The state is plain data for the kernels of replica_kernels.h.
   std::vector<int64_t> widths;
@@ -123,6 +175,9 @@ class Replica {
   std::vector<int64_t> origin;                      // place in the full buffers, -1 for padding and pruned
   int64_t entries = 0;
   bool masked = false;  // whether `kept` has a 0
+  Scores<T> full_scores{};
+  std::unique_ptr<ScoreState<T>> scored;  // null where weights are trained
+  std::vector<int64_t> keeps;
 };
 
 }  // namespace lotterykit

@@ -451,21 +451,28 @@ LK_TARGET void backward(const Replica<T>& net, Workspace<T>& work, int64_t examp
   }
 }
 
-// One step of the optimizer over the flat arrays: torch.optim's Adam and SGD, with L2 weight decay.
+// One step of the optimizer over the flat arrays: torch.optim's Adam and SGD, with L2 weight decay. It acts on
+// the values, or on the scores, whose slope is that of the effective weight times the frozen one.
 template <typename T>
 LK_TARGET void optimize(const Replica<T>& net, double learning_rate, int64_t step) {
   constexpr int width = Vectors<T>::width;
   const Training& rule = net.training;
+  const ScoreState<T>* scored = net.scored.get();
   const T decay = T(rule.weight_decay);
-  T *p = net.values.get(), *m = net.first.get(), *v = net.second.get();
+  T *p = scored == nullptr ? net.values.get() : scored->values.get(), *m = net.first.get(), *v = net.second.get();
   const T *g = net.gradients.get(), *kept = net.kept.get();
   const double first_correction = 1 - std::pow(rule.beta1, double(step)), rate = learning_rate / first_correction;
   const T pace = T(rate), plain_pace = T(learning_rate), eps = T(rule.eps), momentum = T(rule.momentum);
   const T fresh = T(1 - rule.beta1), old_square = T(rule.beta2), new_square = T(1 - rule.beta2);
   const T root_correction = T(1 / std::sqrt(1 - std::pow(rule.beta2, double(step))));
+  const T penalty = T(net.full_scores.penalty);
+  const V<T> zero = {}, one = splat(T(1));
   for (int64_t i = 0; i < net.entries; i += width) {
     V<T> slope = load(g + i), value = load(p + i);
-    if (net.masked) slope *= load(kept + i);
+    if (scored != nullptr)
+      slope = (slope * load(scored->frozen.get() + i) + penalty * value) * load(scored->active.get() + i);
+    else if (net.masked)
+      slope *= load(kept + i);
     slope += decay * value;
     if (rule.rule == Rule::adam) {
       V<T> mean = load(m + i), square = load(v + i);
@@ -481,7 +488,110 @@ LK_TARGET void optimize(const Replica<T>& net, double learning_rate, int64_t ste
       }
       value -= plain_pace * slope;
     }
+    if (net.full_scores.gem) {
+      value = value < zero ? zero : value;
+      value = value > one ? one : value;
+    }
     store(p + i, value);
+  }
+}
+
+// |score| (Gem-Miner's are not negative); NaN stays NaN.
+template <typename T>
+LK_TARGET inline V<T> key_of(V<T> score) {
+  return score < V<T>{} ? -score : score;
+}
+
+template <typename T>
+LK_TARGET inline int any_between(V<T> keys, V<T> low, V<T> high) {
+#if LK_LEVEL == 2
+  if constexpr (sizeof(T) == 4)
+    return _mm512_cmp_ps_mask((__m512)keys, (__m512)low, _CMP_GE_OQ) &
+           _mm512_cmp_ps_mask((__m512)keys, (__m512)high, _CMP_LE_OQ);
+  else
+    return _mm512_cmp_pd_mask((__m512d)keys, (__m512d)low, _CMP_GE_OQ) &
+           _mm512_cmp_pd_mask((__m512d)keys, (__m512d)high, _CMP_LE_OQ);
+#elif LK_LEVEL == 1
+  if constexpr (sizeof(T) == 4)
+    return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps((__m256)keys, (__m256)low, _CMP_GE_OQ),
+                                            _mm256_cmp_ps((__m256)keys, (__m256)high, _CMP_LE_OQ)));
+  else
+    return _mm256_movemask_pd(_mm256_and_pd(_mm256_cmp_pd((__m256d)keys, (__m256d)low, _CMP_GE_OQ),
+                                            _mm256_cmp_pd((__m256d)keys, (__m256d)high, _CMP_LE_OQ)));
+#else
+  int bits = 0;
+  for (int i = 0; i < Vectors<T>::width; ++i) bits |= int(keys[i] >= low[i] && keys[i] <= high[i]) << i;
+  return bits;
+#endif
+}
+
+// How many keys of the group lie above `high`; those in [low, high] are appended to the candidates.
+template <typename T>
+LK_TARGET int64_t split_scores(ScoreState<T>& state, const ScoreGroup<T>& group, T low, T high) {
+  constexpr int width = Vectors<T>::width;
+  const V<T> lows = splat(low), highs = splat(high), one = splat(T(1)), zero = {};
+  V<T> above = {};  // exact: fewer than 2^24 vectors
+  int64_t count = 0;
+  state.candidates.clear();
+  for (const ScoredRows& tensor : group.tensors) {
+    const int64_t end = tensor.start + (tensor.rows > 1 ? tensor.rows * tensor.stride : tensor.columns);
+    for (int64_t i = tensor.start; i < end; i += width) {
+      const V<T> keys = key_of<T>(load(state.values.get() + i));
+      above += keys > highs ? one : zero;
+      if (int bits = any_between<T>(keys, lows, highs))
+        for (; bits; bits &= bits - 1) {
+          const int lane = __builtin_ctz(unsigned(bits));
+          state.candidates.push_back({keys[lane], i + lane});
+        }
+    }
+  }
+  for (int i = 0; i < width; ++i) count += int64_t(above[i]);
+  return count;
+}
+
+// The effective weights of the group: the frozen ones where the key is above `threshold`.
+template <typename T>
+LK_TARGET void keep_above(const Replica<T>& net, const ScoreGroup<T>& group, T threshold) {
+  constexpr int width = Vectors<T>::width;
+  const ScoreState<T>& state = *net.scored;
+  const V<T> thresholds = splat(threshold), zero = {};
+  for (const ScoredRows& tensor : group.tensors) {
+    const int64_t end = tensor.start + (tensor.rows > 1 ? tensor.rows * tensor.stride : tensor.columns);
+    for (int64_t i = tensor.start; i < end; i += width) {
+      const V<T> keys = key_of<T>(load(state.values.get() + i));
+      store(net.values.get() + i, keys > thresholds ? load(state.frozen.get() + i) : zero);
+    }
+  }
+}
+
+// The masks that the scores stand for: exactly keeps[g] of each group, ties by the seeded order.
+template <typename T>
+LK_TARGET void choose(const Replica<T>& net) {
+  const T infinity = std::numeric_limits<T>::infinity();
+  ScoreState<T>& state = *net.scored;
+  for (size_t g = 0; g < state.groups.size(); ++g) {
+    ScoreGroup<T>& group = state.groups[g];
+    const int64_t keep = net.keeps[g];
+    if (keep == every_active)
+      keep_active(net, group);
+    else if (keep == from_half)
+      keep_above(net, group, std::nextafter(T(0.5), T(0)));
+    else if (keep == 0)
+      keep_above(net, group, infinity);
+    else {
+      int64_t above = -1;
+      if (group.warm) {
+        above = split_scores(state, group, group.threshold - group.margin, group.threshold + group.margin);
+        if (above >= keep || above + int64_t(state.candidates.size()) < keep) above = -1, group.margin *= 4;
+      }
+      if (above < 0) {
+        above = split_scores(state, group, -infinity, infinity);
+        if (above + int64_t(state.candidates.size()) < keep) add_nans(state, group);
+      }
+      settle(state, group, keep - above);
+      keep_above(net, group, group.threshold);
+      for (const Candidate<T>& tied : state.candidates) net.values[tied.at] = state.frozen[tied.at];
+    }
   }
 }
 
@@ -506,6 +616,7 @@ template <typename T>
 LK_TARGET void train_step(const Replica<T>& net, const int64_t* order, int64_t count, double learning_rate,
                           int64_t step, Workspace<T>& work) {
   constexpr int width = Vectors<T>::width;
+  if (net.scored != nullptr) choose(net);
   if constexpr (LK_LEVEL > 0 && width <= 8) {
     if (count <= 8) {
       gradients_of<T, 8>(net, order, count, work);
