@@ -12,6 +12,7 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.models import mlp
 from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.scored import ScoreTraining, check_training
 from lotterykit.training.single import check_split
 
 CHUNK = 16  # replicas a batch: per-call overhead is amortised by then, the state still fits the cache
@@ -24,6 +25,8 @@ class RunSpec:
     Starts from `weights` (names as in `lk.nn.mlp`: "0.weight" `[out, in]`, "0.bias" `[out]`, "2.weight",
     ...), or from initialisation `init` with `seed`. `masks` (weights, and biases if named) hold for the whole
     training. `seed` also fixes the order of the batches. `optimizer` continues from a result's state.
+    `scores`: not the weights are trained but the scores that choose among them; `masks` may then name no
+    scored tensor, and no optimizer goes on.
     """
 
     layers: tuple[int, ...]
@@ -34,6 +37,7 @@ class RunSpec:
     masks: Mapping[str, Tensor] | None = None
     seed: int = 0
     optimizer: Mapping[str, Tensor] | None = None
+    scores: ScoreTraining | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,12 +54,16 @@ class RunSpec:
 @dataclass(frozen=True)
 class RunResult:
     """`weights` by name; `metrics` of the test split after training; `curve`: those after each epoch;
-    `optimizer`: its state, for `RunSpec.optimizer` of the same layers."""
+    `optimizer`: its state, for `RunSpec.optimizer` of the same layers (not of scores); `masks` in force at
+    the end. Score training leaves `weights` as they were; its metrics are those under the masks, in the curve
+    under the epoch's; `scores` are the trained ones."""
 
     weights: dict[str, Tensor]
     metrics: dict[str, float]
     curve: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train_replicas(
@@ -73,19 +81,22 @@ def train_replicas(
     Raises `ArgumentError` on weights, masks or data that do not fit the layers.
     """
     from lotterykit.training.batched import TorchBatch
+    from lotterykit.training.batched_scores import TorchScoreBatch
 
     groups: dict[object, list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)
         sizes = tuple((tuple(t.shape), t.dtype) for t in spec.data)
         steps_before = None if spec.optimizer is None else float(spec.optimizer.get("step", 0.0))
-        key = (tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before)
+        scored = None if spec.scores is None else (spec.scores.method, spec.scores.bias)
+        key = (tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before, scored)
         groups.setdefault(key, []).append(i)
     results: dict[int, RunResult] = {}
     for members in groups.values():
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
-            trained = TorchBatch([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
+            engine = TorchBatch if specs[chunk[0]].scores is None else TorchScoreBatch
+            trained = engine([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
             results.update(zip(chunk, trained, strict=True))
     return [results[i] for i in range(len(specs))]
 
@@ -113,6 +124,10 @@ def _check(spec: RunSpec, number: int) -> None:
     for name, mask in (spec.masks or {}).items():
         if mask.dtype != torch.bool:
             raise ArgumentError(f"spec {number}: mask {name!r} must be bool, got {mask.dtype}")
+    if spec.scores is not None:
+        check_training(spec.scores, shapes, spec.recipe.epochs, spec.dtype, spec.masks)
+        if spec.optimizer is not None:
+            raise ArgumentError(f"spec {number}: optimizer goes on with weights, not with scores")
     _check_data(spec, number)
 
 
