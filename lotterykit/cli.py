@@ -19,7 +19,7 @@ from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from lotterykit import __version__
 from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
-from lotterykit.experiments.flags import GridFlags, figure_numbers
+from lotterykit.experiments.flags import GridFlags, figure_names
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 ALLOCATOR_WORDS = ("allocate", "out of memory", "not enough memory", "overflow")  # of torch's RuntimeErrors
@@ -62,7 +62,7 @@ def run(
         local (worker processes) or inline (this process).
     """
     from lotterykit.experiments.display import execute
-    from lotterykit.experiments.spec import Grid, load_toml
+    from lotterykit.experiments.grid import Grid, load_toml
     from lotterykit.experiments.sweep import Sweep
 
     fields, seeds = (grid or GridFlags()).fields()
@@ -169,7 +169,7 @@ def reproduce(
     quick
         A small version, a few minutes: 3 tasks, 5 methods, 5 densities, 2 seeds.
     figure
-        Numbers of the paper's figures; all by default (`lotterykit list figures`).
+        Numbers of the paper's figures and names of controls; all by default (`lotterykit list figures`).
     store
         SQLite file of the results; plant-n-seek.sqlite by default.
     out
@@ -190,13 +190,13 @@ def reproduce(
         raise unknown_name("study", study, STUDIES)
     if quick and figure:
         raise ArgumentError("--quick and --figure exclude each other: quick is no figure of the paper")
-    numbers = figure_numbers(figure)
-    cells = paper.quick() if quick else paper.cells(numbers or None)
-    flags = {"figure": ",".join(map(str, numbers)), "store": store, "out": out, "workers": workers}
+    names = figure_names(figure)
+    cells = paper.quick() if quick else paper.cells(names or None)
+    flags = {"figure": ",".join(map(str, names)), "store": store, "out": out, "workers": workers}
     given = (f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value)
     again = " ".join(["lotterykit reproduce", study, *["--quick"] * quick, *given])
     store, out = store or Path(f"{study}.sqlite"), out or Path(study)
-    what = "quick" if quick else f"figures {', '.join(map(str, numbers or paper.FIGURES))}"
+    what = "quick" if quick else f"figures {', '.join(map(str, names or paper.STUDY))}"
     whole = Sweep.of(cells, runner=runner)
     if dry_run:
         print(whole.forecast(workers=workers, store=store))
@@ -210,7 +210,7 @@ def reproduce(
         with Store(store) as opened:
             rows = list(opened.rows(cells))
             tell_damaged(opened, cells, again)
-        sections = None if quick else paper.sections(numbers or None)
+        sections = None if quick else paper.sections(names or None)
         return _report(rows, out, f"Plant 'n' Seek, {what}", sections) or code
 
 
@@ -226,11 +226,14 @@ def list_names(what: str) -> int:
     from lotterykit.experiments import paper, spec
 
     lists = {
-        "methods": lambda: [*spec.METHODS, "oracle  (the planted ticket itself)"],
-        "tasks": lambda: list(spec.TASK_NAMES),
-        "figures": lambda: [
-            f"{f.number:3}  {f.title} ({len(f.cells())} cells)" for f in paper.FIGURES.values()
+        "methods": lambda: [
+            *spec.METHODS,
+            *(f"{name}  (pipeline edge-popup)" for name in spec.EDGE_POPUP),
+            *(f"{name}  (knows a part of the planted ticket)" for name in spec.LADDER),
+            "oracle  (the planted ticket itself)",
         ],
+        "tasks": lambda: list(spec.TASK_NAMES),
+        "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
     }
     if what not in lists:
         raise unknown_name("list", what, lists)

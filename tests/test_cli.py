@@ -301,14 +301,14 @@ def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):
     command = ["reproduce", "plant-n-seek", "--figure", "13,13", "--runner", "fake_runner:good"]
     assert invoke(command) == 0
     out = capsys.readouterr().out
-    assert "forecast for 120 cells" in out
+    assert "forecast for 220 cells" in out
     assert "report: " in out
     page = (folder / "plant-n-seek" / "index.html").read_text()
-    assert "SynFlow with 100 scoring rounds" in page
+    assert "SynFlow with 1 and 100 scoring rounds" in page
     assert invoke([*command, "--dry-run"]) == 0
     assert "0 cells" in capsys.readouterr().out
     assert invoke(command) == 0
-    assert "120 of 120 cells are done already" in capsys.readouterr().out
+    assert "220 of 220 cells are done already" in capsys.readouterr().out
     assert invoke(["report", "plant-n-seek.sqlite", "--out", "again"]) == 0
     assert (folder / "again" / "index.html").exists()
 

@@ -10,7 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from math import isfinite
 
-from lotterykit.experiments.forecast import Cost, guess_cell, guess_round, guess_step, train_samples, widths
+from lotterykit.experiments.forecast import (
+    Cost,
+    guess_cell,
+    guess_round,
+    guess_step,
+    rounds,
+    score_epochs,
+    train_samples,
+    widths,
+)
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.tasks import load_runner
 
@@ -61,11 +70,12 @@ def _timed_steps(batch: Batch, count: int) -> float:
 
     from lotterykit.training.recipe import Recipe, Split
     from lotterykit.training.replicas import RunSpec, train_replicas
+    from lotterykit.training.scored import ScoreTraining
 
     layers = widths(batch[0])
     generator = torch.Generator().manual_seed(0)
 
-    def spec(cell: CellSpec, steps: int) -> RunSpec:
+    def spec(cell: CellSpec, steps: int, scored: bool) -> RunSpec:
         size = min(cell.batch_size, train_samples(cell))
         x = torch.rand(steps * size, layers[0], generator=generator)
         y = torch.rand(steps * size, layers[-1], generator=generator)
@@ -78,13 +88,21 @@ def _timed_steps(batch: Batch, count: int) -> float:
             for i, (a, b) in enumerate(itertools.pairwise(layers))
         }
         recipe = Recipe(loss, epochs=1, batch_size=size, lr=cell.lr)
-        return RunSpec(tuple(layers), Split(x, y, x[:1], y[:1]), recipe, masks=masks)
+        split = Split(x, y, x[:1], y[:1])
+        if scored:
+            return RunSpec(tuple(layers), split, recipe, scores=ScoreTraining(density=density))
+        return RunSpec(tuple(layers), split, recipe, masks=masks)
 
-    train_replicas([spec(cell, 1) for cell in batch])
-    specs = [spec(cell, count) for cell in batch]
-    began = time.perf_counter()
-    train_replicas(specs)
-    return (time.perf_counter() - began) / count
+    def seconds(scored: bool) -> float:
+        train_replicas([spec(cell, 1, scored) for cell in batch])
+        specs = [spec(cell, count, scored) for cell in batch]
+        began = time.perf_counter()
+        train_replicas(specs)
+        return (time.perf_counter() - began) / count
+
+    scoring = max(map(score_epochs, batch))
+    share = scoring / max(1, scoring + batch[0].epochs)  # of the steps that train scores
+    return share * (seconds(True) if share else 0.0) + (1 - share) * (seconds(False) if share < 1 else 0.0)
 
 
 def _cell_seconds(batch: Batch, run: Callable) -> tuple[float, float]:
@@ -106,7 +124,7 @@ def _cell_seconds(batch: Batch, run: Callable) -> tuple[float, float]:
     rows = run(cells)
     seconds = time.perf_counter() - began
     scored = sum(row["times"]["score"] for row in rows)
-    scorings = max(1, sum(cell.rounds for cell in cells if cell.method != "oracle"))
+    scorings = max(1, sum(map(rounds, cells)))
     return max(0.0, seconds - scored) / len(cells) * scale, scored / scorings * scale_round
 
 
@@ -114,6 +132,8 @@ def _untrained(cell: CellSpec) -> CellSpec:
     changed = {**cell.model_dump(), "epochs": 0, "rounds": min(cell.rounds, MOST_ROUNDS)}
     if cell.pipeline == "multi-shot":
         changed |= {"shots": 1, "shot_epochs": 0}
+    if cell.pipeline == "edge-popup":
+        changed["score_epochs"] = 0
     return CellSpec(**changed)
 
 

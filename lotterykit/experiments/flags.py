@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lotterykit.errors import ArgumentError
-
 
 @dataclass(frozen=True)
 class GridFlags:
@@ -15,11 +13,11 @@ class GridFlags:
     task: str | None = None
     """circle, relu, helix."""
     method: str | None = None
-    """random, magnitude, snip, grasp, synflow, oracle."""
+    """random, magnitude, snip, grasp, synflow, edge-popup, ...: lotterykit list methods."""
     density: str | None = None
     """Kept / total, in (0, 1], or truth: the planted ticket's."""
     pipeline: str | None = None
-    """single-shot, multi-shot."""
+    """single-shot, multi-shot, edge-popup."""
     depth: str | None = None
     """Layers of neurons, the inputs counted; at least 3."""
     width: str | None = None
@@ -53,6 +51,14 @@ class GridFlags:
     """Epochs of each such round (multi-shot)."""
     reset: str | None = None
     """init, never, not-last (multi-shot)."""
+    score_epochs: str | None = None
+    """Epochs of score training (edge-popup)."""
+    score_lr: str | None = None
+    """Learning rate of the scores (edge-popup)."""
+    planted: str | None = None
+    """false: mothers as they are, with the same data and seeds."""
+    scaled_init: str | None = None
+    """true: a mother's weights are divided by the square root of the density."""
     seeds: str | None = None
     """How many seeds, or which: 3 is 0,1,2, and 3, is the seed 3 alone."""
 
@@ -85,10 +91,7 @@ def values(text: str) -> list[Any]:
     return found
 
 
-def figure_numbers(figures: list[str] | None) -> list[int]:
-    """The numbers of `--figure 3 4` and `--figure 3,4`, each once. Raises `ArgumentError`."""
+def figure_names(figures: list[str] | None) -> list[int | str]:
+    """The numbers and names of `--figure 3 ladder` and `--figure 3,ladder`, each once."""
     texts = [text.strip() for word in figures or () for text in word.split(",")]
-    try:
-        return list(dict.fromkeys(int(text) for text in texts if text))
-    except ValueError:
-        raise ArgumentError(f"--figure takes numbers, as 3,4: got {' '.join(figures or ())!r}") from None
+    return list(dict.fromkeys(int(text) if text.isdecimal() else text for text in texts if text))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments.spec import CellSpec
+from lotterykit.experiments.spec import EDGE_POPUP, LADDER, CellSpec
 
 INPUTS_OUTPUTS = {"circle": (2, 4), "relu": (1, 1), "helix": (1, 3)}
 WORKER_BYTES = 330 << 20  # a process with torch loaded and nothing else
@@ -23,6 +23,7 @@ EVALUATED = 4096  # samples that are evaluated at once
 LAYER_SECONDS = 2e-5  # calls of a training step, a layer and cell of a batch
 FLOP_SECONDS = 1 / 3e10
 WEIGHT_SECONDS = 2e-9  # the optimizer, a weight and step
+SELECT_SECONDS = 5e-9  # a step's mask from the scores, a weight and step of score training
 SCORE_SECONDS = 1.5e-7  # scoring and selecting, a weight and round
 CELL_SECONDS = 5e-3  # planting and the rest that every cell needs
 PLANT_SECONDS = 1.5e-7  # planting and copying, a weight
@@ -66,16 +67,23 @@ def train_samples(cell: CellSpec) -> int:
 def steps(cell: CellSpec) -> int:
     """Optimizer steps of a cell."""
     epochs = cell.epochs + (cell.shots * cell.shot_epochs if _searches_in_shots(cell) else 0)
-    return epochs * -(-train_samples(cell) // cell.batch_size)
+    return (epochs + score_epochs(cell)) * -(-train_samples(cell) // cell.batch_size)
+
+
+def score_epochs(cell: CellSpec) -> int:
+    """Epochs of score training."""
+    return cell.score_epochs if cell.method in EDGE_POPUP else 0
 
 
 def rounds(cell: CellSpec) -> int:
     """Scoring rounds of a cell, over all shots."""
-    return 0 if cell.method == "oracle" else cell.rounds * (cell.shots if _searches_in_shots(cell) else 1)
+    if cell.method in ("oracle", *EDGE_POPUP, *LADDER):
+        return 0
+    return cell.rounds * (cell.shots if _searches_in_shots(cell) else 1)
 
 
 def _searches_in_shots(cell: CellSpec) -> bool:
-    return cell.pipeline == "multi-shot" and cell.method != "oracle"
+    return cell.pipeline == "multi-shot" and cell.method not in ("oracle", *LADDER)
 
 
 def parameters(cell: CellSpec) -> int:
@@ -84,9 +92,12 @@ def parameters(cell: CellSpec) -> int:
 
 
 def guess_step(cell: CellSpec) -> float:
-    """Seconds of a training step of a cell alone on a core, roughly."""
+    """Seconds of a training step of a cell alone on a core, roughly; the mean over scores and weights."""
     flops = 6 * min(cell.batch_size, train_samples(cell)) * FLOP_SECONDS
-    return LAYER_SECONDS * cell.depth + parameters(cell) * (flops + WEIGHT_SECONDS)
+    selecting = 0.0
+    if score_epochs(cell):
+        selecting = SELECT_SECONDS * score_epochs(cell) / (score_epochs(cell) + cell.epochs)
+    return LAYER_SECONDS * cell.depth + parameters(cell) * (flops + WEIGHT_SECONDS + selecting)
 
 
 def guess_cell(cell: CellSpec) -> float:

@@ -1,18 +1,20 @@
-"""The figures of Plant 'n' Seek (P0) as cells: `FIGURES`, and `quick`, the small sweep of `make demo`.
+"""The figures of Plant 'n' Seek (P0) as cells: `FIGURES`, our controls beside them: `CONTROLS`, and `quick`,
+the small sweep of `make demo`.
 
-Left out until their methods stand: edge-popup (Figs. 4 and 5), RigL (Fig. 8), VGG-16 (Fig. 5). Figs. 4 and 7
-are made at depth 5: P0 says 5 in its text and 6 in App. B.4. P0 plants at gain 0; we show gain 1 beside it
-(methods 4), in Fig. 3 also .5.
+Left out until their methods stand: RigL (Fig. 8), VGG-16 (Fig. 5). Figs. 4 and 7 are made at depth 5: P0
+says 5 in its text and 6 in App. B.4. P0 plants at gain 0; we show gain 1 beside it (methods 4), in Fig. 3,
+where a ticket has a scale worth sharing out (not ReLU), also .25, .5 and .75.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lotterykit.errors import unknown_name
-from lotterykit.experiments.spec import METHODS, TASK_NAMES, CellSpec, Grid
+from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.spec import EDGE_POPUP, LADDER, METHODS, TASK_NAMES, CellSpec
 
 DENSITIES: tuple[float | str, ...] = (0.01, 0.1, 0.5, 1.0, "truth")
 GAINS = (1.0, 0.0)
@@ -20,31 +22,38 @@ GAINS = (1.0, 0.0)
 # What `reduced` runs instead: every kind of cell of a figure, in seconds.
 SMALL = {"samples": 200, "epochs": 1, "width": 40}
 SMALL_SHOTS = {"shots": 2, "shot_epochs": 1}
+SMALL_SCORES = {"score_epochs": 1}
 SMALL_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of P0: the `fields` of its grid, and how many seeds ("runs", "repetitions") it takes.
+    """One figure of P0 (`name` is its number) or a control of ours: the `grids` of its cells, and how many
+    seeds ("runs", "repetitions") it takes.
 
     `overlay` is the field that the figure compares, drawn as line styles in one panel.
     """
 
-    number: int
+    name: int | str
     title: str
     seeds: int
-    fields: dict[str, Any] = field(default_factory=dict)
+    grids: tuple[dict[str, Any], ...]
     overlay: str | None = None
 
     def cells(self, seeds: int | None = None) -> list[CellSpec]:
         """Every cell of the figure with its oracle rows, for its own number of seeds unless told."""
-        return Grid(grid=_axes(**self.fields), seeds=seeds or self.seeds).cells()
+        made: dict[CellSpec, None] = {}
+        for fields in self.grids:
+            # edge-popup stands beside the other methods and shares their oracle rows
+            oracle = fields.get("pipeline") != "edge-popup"
+            grid = Grid(grid=_axes(**fields), seeds=seeds or self.seeds, oracle=oracle)
+            made |= dict.fromkeys(grid.cells())
+        return list(made)
 
 
 def _axes(**fields: Any) -> dict[str, Any]:
     """The grid shared by all figures, changed by `fields`."""
-    axes = {"task": TASK_NAMES, "method": METHODS, "density": DENSITIES, "gain": GAINS}
-    return {name: list(values) for name, values in axes.items()} | fields
+    return {"task": TASK_NAMES, "method": METHODS, "density": DENSITIES, "gain": GAINS} | fields
 
 
 def quick() -> list[CellSpec]:
@@ -54,44 +63,51 @@ def quick() -> list[CellSpec]:
     return single + multi
 
 
-def cells(numbers: Iterable[int] | None = None) -> list[CellSpec]:
-    """The cells of the figures `numbers` (all, by default), each once, in the order of the figures.
+def cells(names: Iterable[int | str] | None = None) -> list[CellSpec]:
+    """The cells of the figures and controls `names` (all, by default), each once, in their order.
 
-    Raises `ArgumentError` for a figure that is not in `FIGURES`.
+    Raises `ArgumentError` for one that is in neither `FIGURES` nor `CONTROLS`.
     """
-    wanted = [find_figure(number) for number in (FIGURES if numbers is None else numbers)]
+    wanted = [find_figure(name) for name in (STUDY if names is None else names)]
     return list(dict.fromkeys(cell for figure in wanted for cell in figure.cells()))
 
 
-def find_figure(number: int) -> Figure:
-    """The figure `number` of P0. Raises `ArgumentError` for one that is not in `FIGURES`."""
-    if number not in FIGURES:
-        raise unknown_name("figure", number, FIGURES)
-    return FIGURES[number]
+def find_figure(name: int | str) -> Figure:
+    """The figure or control of that name. Raises `ArgumentError` for one that is in neither list."""
+    if name not in STUDY:
+        raise unknown_name("figure", name, STUDY)
+    return STUDY[name]
 
 
-def sections(numbers: Iterable[int] | None = None) -> list[dict[str, Any]]:
-    """The figures `numbers` (all, by default) as `reports.write_report` takes them: a section each.
+def sections(names: Iterable[int | str] | None = None) -> list[dict[str, Any]]:
+    """The figures and controls `names` (all, by default) as `reports.write_report` takes them.
 
-    {"number", "title", "overlay", "keys": the keys of its cells}; raises `ArgumentError` as `cells` does.
+    A section each: {"name", "title", "overlay", "keys": the keys of its cells}. Raises `ArgumentError` as
+    `cells` does.
     """
-    wanted = dict.fromkeys(FIGURES if numbers is None else numbers)
+    wanted = dict.fromkeys(STUDY if names is None else names)
     return [
-        {"number": f.number, "title": f.title, "overlay": f.overlay, "keys": [c.key() for c in f.cells()]}
+        {"name": f.name, "title": f.title, "overlay": f.overlay, "keys": [c.key() for c in f.cells()]}
         for f in map(find_figure, wanted)
     ]
 
 
 def reduced(figure: Figure) -> list[CellSpec]:
-    """A tiny version of a figure: 1 seed, its first and last method, 2 densities, short training."""
-    methods = list(_axes(**figure.fields)["method"])
+    """A tiny version of a figure: 1 seed, the first and last method of each grid, 2 densities, short
+    training."""
+    methods = {"oracle"}
+    for fields in figure.grids:
+        own = list(_axes(**fields)["method"])
+        methods |= {own[0], own[-1]}
     small: dict[CellSpec, None] = {}
     for cell in figure.cells(seeds=1):
-        if cell.method not in {methods[0], methods[-1], "oracle"} or cell.density not in {0.1, "truth"}:
+        if cell.method not in methods or cell.density not in {0.1, "truth"}:
             continue
         changed = cell.model_dump() | SMALL
         if cell.pipeline == "multi-shot":
             changed |= SMALL_SHOTS
+        if cell.pipeline == "edge-popup":
+            changed |= SMALL_SCORES
         changed["rounds"] = min(cell.rounds, SMALL_ROUNDS)
         small[CellSpec(**changed)] = None
     return list(small)
@@ -99,24 +115,40 @@ def reduced(figure: Figure) -> list[CellSpec]:
 
 _SINGLE: dict[str, Any] = {"pipeline": "single-shot"}
 _MULTI: dict[str, Any] = {"pipeline": "multi-shot"}
+_POPUP: dict[str, Any] = {"pipeline": "edge-popup", "method": EDGE_POPUP}
 
-FIGURES: dict[int, Figure] = {
-    figure.number: figure
-    for figure in (
-        Figure(3, "Singleshot results", 25, _SINGLE | {"gain": [1.0, 0.5, 0.0]}),
-        Figure(4, "Multishot results", 10, _MULTI),
-        Figure(7, "Finetuning vs initialization", 10, _MULTI | {"reset": ["init", "never", "not-last"]},
-               overlay="reset"),
-        Figure(9, "Singleshot results, depth 3", 25, _SINGLE | {"depth": 3}),
-        Figure(10, "Singleshot results, depth 5", 25, _SINGLE | {"depth": 5}),
-        Figure(11, "Singleshot results, depth 10", 25, _SINGLE | {"depth": 10}),
-        Figure(12, "Singleshot results, width 1000", 10,
-               _SINGLE | {"task": "circle", "depth": 6, "width": 1000, "gain": 1.0}),
-        Figure(13, "SynFlow with 100 scoring rounds", 10,
-               _SINGLE | {"task": "circle", "method": ["synflow"], "rounds": 100, "depth": 6}),
-        Figure(14, "Varying noise, multishot", 10,
-               _MULTI | {"task": "circle", "depth": 6, "noise": [0.0, 0.001, 0.01, 0.1]},
-               overlay="noise"),
-        Figure(15, "Multishot with local pruning", 10, _MULTI | {"task": "circle", "scope": "local"}),
-    )
-}  # fmt: skip
+
+def _by_name(*figures: Figure) -> dict[int | str, Figure]:
+    return {figure.name: figure for figure in figures}
+
+
+FIGURES: dict[int | str, Figure] = _by_name(
+    Figure(3, "Singleshot results", 25,
+           (_SINGLE, _SINGLE | {"task": ["circle", "helix"], "gain": [0.75, 0.5, 0.25]})),
+    Figure(4, "Multishot results and edge-popup", 10, (_MULTI, _POPUP)),
+    Figure(7, "Finetuning vs initialization", 10, (_MULTI | {"reset": ["init", "never", "not-last"]},),
+           overlay="reset"),
+    Figure(9, "Singleshot results, depth 3", 25, (_SINGLE | {"depth": 3},)),
+    Figure(10, "Singleshot results, depth 5", 25, (_SINGLE | {"depth": 5},)),
+    Figure(11, "Singleshot results, depth 10", 25, (_SINGLE | {"depth": 10},)),
+    Figure(12, "Singleshot results, width 1000", 10,
+           (_SINGLE | {"task": "circle", "depth": 6, "width": 1000, "gain": 1.0},)),
+    Figure(13, "SynFlow with 1 and 100 scoring rounds", 10,
+           (_SINGLE | {"task": "circle", "method": ["synflow"], "rounds": [1, 100], "depth": 6},),
+           overlay="rounds"),
+    Figure(14, "Varying noise, multishot", 10,
+           (_MULTI | {"task": "circle", "depth": 6, "noise": [0.0, 0.001, 0.01, 0.1]},),
+           overlay="noise"),
+    Figure(15, "Multishot with local pruning", 10, (_MULTI | {"task": "circle", "scope": "local"},)),
+)  # fmt: skip
+
+# What makes the figures decisive: the same mothers without a ticket, and tickets of which more and more is
+# known.
+CONTROLS: dict[int | str, Figure] = _by_name(
+    Figure("unplanted", "The same mothers unplanted, singleshot", 10,
+           (_SINGLE | {"planted": False, "gain": 1.0},)),
+    Figure("ladder", "The information ladder", 25,
+           (_SINGLE | {"method": ("random", *LADDER), "density": "truth"},)),
+)  # fmt: skip
+
+STUDY: dict[int | str, Figure] = FIGURES | CONTROLS

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import lotterykit
+from lotterykit.experiments.mothers import Hidden
 from lotterykit.experiments.spec import RESULTS_VERSION, CellSpec
 from lotterykit.mask import Masks
-from lotterykit.planting.plant import Planted
 from lotterykit.planting.recovery import recovery
 from lotterykit.pruning.prune import Round
 
@@ -24,7 +24,7 @@ MOST_EDGES = 400  # a ticket of more live weights is no picture
 
 def result_row(
     cell: CellSpec,
-    truth: Planted,
+    hidden: Hidden,
     masks: Masks,
     *,
     metrics: dict[str, dict[str, float | None]],
@@ -32,14 +32,18 @@ def result_row(
     samples: int,
     weights: tuple[dict[str, Tensor], dict[str, Tensor]],
     curve: Sequence[dict[str, float]],
+    search_curve: Sequence[dict[str, float]] | None,
+    diverged: bool,
     times: dict[str, float],
 ) -> dict[str, Any]:
-    """The row of `cell`, which found `masks` where `truth` was planted.
+    """The row of `cell`, which found `masks` where `hidden` tells what was planted.
 
     metrics: {"before", "after"} training; rounds: what each scoring round left; samples: how many were
-    scored; weights: by name, before and after training; curve: test metrics after each epoch; times: seconds.
+    scored; weights: by name, before and after training; curve: test metrics after each epoch,
+    search_curve those of score training, None without; diverged: whether its scores did; times: seconds.
     """
-    live, kept = masks.live(), masks.weights()
+    truth, kept = hidden.planted, masks.weights()
+    live = kept.live()
     empty = [name for name, (count, total) in kept.counts().items() if total and not count]
     key = "accuracy" if "accuracy" in metrics["after"] else "mse"
     return {
@@ -49,14 +53,14 @@ def result_row(
         "versions": versions(),
         "metrics": metrics,
         "density": kept.density(),
-        "truth_density": truth.ticket.density(),
+        "truth_density": hidden.density,
         "kept": {name: list(count) for name, count in kept.counts().items()},
         "collapse": {
             "empty_layers": empty,
             "no_live_path": not any(bool(mask.any()) for mask in live.values()),
             "round": next((i for i, r in enumerate(rounds, 1) if r.no_live_path), None),
         },
-        "recovery": asdict(recovery(masks, truth)),
+        "recovery": asdict(recovery(kept, hidden.truth, live=(live, hidden.truth_live))),
         "hiding": truth.report,
         "output_scale": truth.output_scale,
         "samples_scored": samples,
@@ -66,6 +70,9 @@ def result_row(
         ],
         "edges": ticket_edges(live, *weights),
         "curve": [finite(values)[key] for values in curve],
+        "search": None
+        if search_curve is None
+        else {"curve": [finite(values)[key] for values in search_curve], "diverged": diverged},
         "times": {**times, "total": sum(times.values())},
     }
 

@@ -1,4 +1,4 @@
-"""`CellSpec`: one cell of a sweep, fully specified; `Grid`: many of them; keys, seeds and batches.
+"""`CellSpec`: one cell of a sweep, fully specified; keys, seeds and batches.
 
 Imports neither torch nor anything that does: specs are checked before heavy imports.
 """
@@ -8,10 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -21,20 +18,29 @@ from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_
 
 # Rises whenever a change of ours changes the numbers of a row: older rows are then not reused.
 RESULTS_VERSION = 1
-MAX_CELLS = 1_000_000
-MAX_TOML_BYTES = 1 << 20
 MAX_COUNT = 10**6  # epochs, rounds, ...: far beyond any use, so that a slip is refused and nothing overflows
 BATCH = 16  # cells a batch: as many as one batch of `train_replicas`
 
 Task = Literal["circle", "relu", "helix"]
-Method = Literal["random", "magnitude", "snip", "grasp", "synflow", "oracle"]
-METHODS: tuple[str, ...] = tuple(m for m in get_args(Method) if m != "oracle")
+Scored = Literal["random", "magnitude", "snip", "grasp", "synflow"]
+EdgePopup = Literal["edge-popup", "edge-popup-annealed", "edge-popup-global"]
+Ladder = Literal[
+    "oracle-densities", "oracle-neurons", "oracle-less-50", "oracle-less-30", "oracle-less-10"
+]  # fmt: skip
+Method = Literal[Scored, EdgePopup, Ladder, "oracle"]
+METHODS: tuple[str, ...] = get_args(Scored)  # what prunes by a score
+EDGE_POPUP: tuple[str, ...] = get_args(EdgePopup)  # what trains scores
+LADDER: tuple[str, ...] = get_args(Ladder)  # what knows a part of the planted ticket, the least first
 TASK_NAMES: tuple[str, ...] = get_args(Task)
 
-# Settings that only the multi-shot pipeline reads.
+# Settings that one pipeline alone reads.
 MULTI_SHOT_ONLY = ("shots", "shot_epochs", "reset")
-# Settings of the search: the planted ticket's own row, which searches nothing, has them at their defaults.
-SEARCH_ONLY = ("invert", "rounds", "scope", *MULTI_SHOT_ONLY)
+EDGE_POPUP_ONLY = ("score_epochs", "score_lr")
+PIPELINE_ONLY = {name: "multi-shot" for name in MULTI_SHOT_ONLY} | dict.fromkeys(
+    EDGE_POPUP_ONLY, "edge-popup"
+)
+# Settings of a search by scores: what searches nothing has them at their defaults.
+SEARCH_ONLY = ("invert", "rounds", "scope", *PIPELINE_ONLY)
 
 
 def _density(value: object) -> object:
@@ -47,8 +53,12 @@ class CellSpec(BaseModel):
     """One cell: a task, a method that looks for its planted ticket, a density, a seed and the settings.
 
     `method="oracle"` is the planted ticket itself, its density is "truth" (the target's density in that
-    mother). `rounds` are scoring rounds within one shot. `noise` is the share of moved labels (circle) or
-    the standard deviation (regression). `shots`, `shot_epochs` and `reset` belong to multi-shot alone.
+    mother); so is that of the methods that know a part of it ("oracle-...": see `ladder`). `rounds` are
+    scoring rounds within one shot. `noise` is the share of moved labels (circle) or the standard deviation
+    (regression). `shots`, `shot_epochs` and `reset` belong to multi-shot alone, `score_epochs` and
+    `score_lr` to edge-popup. `planted=False` leaves the mother as it is: found tickets are then compared
+    with where the ticket would have been planted. `scaled_init` divides the standard deviation of the
+    mother's weights by sqrt(density).
     Raises `ArgumentError`, one line, for unknown names and values out of range.
     """
 
@@ -58,7 +68,7 @@ class CellSpec(BaseModel):
     method: Method
     density: Annotated[float | Literal["truth"], BeforeValidator(_density)]
     seed: Annotated[int, BeforeValidator(check_seed)] = 0
-    pipeline: Literal["single-shot", "multi-shot"] = "single-shot"
+    pipeline: Literal["single-shot", "multi-shot", "edge-popup"] = "single-shot"
     depth: int = Field(5, ge=3, le=1000)
     width: int = Field(100, ge=1, le=100_000)
     gain: float = Field(1.0, ge=0, le=1)
@@ -78,6 +88,10 @@ class CellSpec(BaseModel):
     shots: int = Field(10, ge=1, le=MAX_COUNT)
     shot_epochs: int = Field(5, ge=0, le=MAX_COUNT)
     reset: Literal["init", "never", "not-last"] = "init"
+    score_epochs: int = Field(10, ge=0, le=MAX_COUNT)
+    score_lr: float = Field(0.1, gt=0, le=1e30)
+    planted: bool = True
+    scaled_init: bool = False
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -91,13 +105,40 @@ class CellSpec(BaseModel):
             raise ArgumentError(
                 f'the oracle is the planted ticket: density must be "truth", got {self.density}'
             )
+        if self.method in LADDER:
+            self._check_rung()
+        if (self.pipeline == "edge-popup") != (self.method in EDGE_POPUP) and self.method != "oracle":
+            raise ArgumentError(
+                f'pipeline "edge-popup" takes the methods {", ".join(EDGE_POPUP)} and no other does, '
+                f'got {self.method} in pipeline "{self.pipeline}"'
+            )
+        if not self.planted and self.method == "oracle":
+            raise ArgumentError("the oracle is the planted ticket: planted must be true, got false")
+        if not self.planted and self._is_set("gain"):
+            raise ArgumentError(f"gain is of a planted ticket, this cell plants none: got gain {self.gain}")
         if self.task == "circle" and self.noise > 1:
             raise ArgumentError(f"noise is the share of moved labels for circle: in [0, 1], got {self.noise}")
-        if self.pipeline == "single-shot":
-            for name in MULTI_SHOT_ONLY:
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ArgumentError(f'{name} is for pipeline "multi-shot" only, this cell is single-shot')
+        for name, pipeline in PIPELINE_ONLY.items():
+            if self.pipeline != pipeline and self._is_set(name):
+                raise ArgumentError(f'{name} is for pipeline "{pipeline}" only, this cell is {self.pipeline}')
+        if self.pipeline == "edge-popup":
+            for name in ("invert", "rounds", "scope"):
+                if self._is_set(name):
+                    raise ArgumentError(f"{name} is for scores that prune, edge-popup trains its scores")
         return self
+
+    def _check_rung(self) -> None:
+        if self.density != "truth":
+            raise ArgumentError(
+                f'{self.method} has as many weights as the planted ticket: density must be "truth", '
+                f"got {self.density}"
+            )
+        for name in SEARCH_ONLY:
+            if self._is_set(name):
+                raise ArgumentError(f"{name} is a setting of a search, {self.method} searches nothing")
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def key(self) -> str:
         """The cell's identity: sha256 (hex) of its non-default fields and the results version.
@@ -115,6 +156,7 @@ class CellSpec(BaseModel):
         """What the cells of a batch must share besides pipeline, task, depth and width."""
         return (
             self.epochs, self.batch_size, self.lr, self.shots, self.shot_epochs, self.reset, self.samples,
+            self.score_epochs, self.score_lr,
         )  # fmt: skip
 
 
@@ -139,113 +181,6 @@ def clear_error(error: ValidationError, model: type[BaseModel]) -> ArgumentError
 def _complaint(detail: ErrorDetails) -> str:
     text = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"must be {text}"
-
-
-class Grid(BaseModel):
-    """A sweep: every field of `spec` and `grid` may be one value or a list; `grid` overrides `spec`.
-
-    `seeds` is a count (0, 1, ..., seeds - 1) or a list. Unless `oracle` is false, each seed and setting also
-    gets the row of the planted ticket itself, which draws the ground-truth line of the figures.
-    Raises `ArgumentError`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    spec: dict[str, Any] = {}
-    grid: dict[str, Any] = {}
-    seeds: int | list[int] | None = None
-    oracle: bool = True
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise clear_error(error, type(self)) from None
-
-    def cells(self) -> list[CellSpec]:
-        """Every cell once, in the order of the lists. Raises `ArgumentError`, also for an empty grid."""
-        self.check_names()
-        fields = {name: _listed(name, value) for name, value in {**self.spec, **self.grid}.items()}
-        if self.seeds is not None:
-            fields["seed"] = _seeds(self.seeds)
-        total = math.prod(len(values) for values in fields.values())
-        if total > MAX_CELLS:
-            raise ArgumentError(f"the grid has {total} cells, at most {MAX_CELLS} are allowed")
-        mixed = len(set(map(str, fields.get("pipeline", ())))) > 1
-        cells: dict[CellSpec, None] = {}
-        settled: set[tuple] = set()  # seeds and settings that have their oracle
-        for chosen in itertools.product(*fields.values()):
-            values = dict(zip(fields, chosen, strict=True))
-            if mixed and values["pipeline"] == "single-shot":
-                values = {k: v for k, v in values.items() if k not in MULTI_SHOT_ONLY}
-            truth = {k: v for k, v in values.items() if k not in SEARCH_ONLY}
-            truth |= {"method": "oracle", "density": "truth"}
-            if values.get("method") == "oracle":
-                CellSpec(**{**values, "density": "truth"})  # what is dropped must be good all the same
-                values = truth
-            cells[CellSpec(**values)] = None
-            setting = tuple(truth.items())
-            if self.oracle and setting not in settled:
-                settled.add(setting)
-                cells[CellSpec(**truth)] = None
-        return list(cells)
-
-    def check_names(self) -> None:
-        """Raises `ArgumentError` for a key of `spec` or `grid` that is no field of a cell."""
-        for name in (*self.spec, *self.grid):
-            if name in Grid.model_fields:
-                raise ArgumentError(f"{name} belongs at the top, beside spec and grid, not into them")
-            if name not in CellSpec.model_fields:
-                raise unknown_name("key", name, CellSpec.model_fields)
-
-    def check_values(self) -> None:
-        """Raises `ArgumentError` for a name or a value that no cell could have, whatever the others are."""
-        self.check_names()
-        for name, value in (*self.spec.items(), *self.grid.items()):
-            for one in _listed(name, value):
-                density = "truth" if one == "oracle" else 1.0
-                fits_all = {"task": "relu", "method": "snip", "density": density, "pipeline": "multi-shot"}
-                CellSpec(**{**fits_all, name: one})
-        if self.seeds is not None:
-            _seeds(self.seeds)
-
-
-def _listed(name: str, value: Any) -> list[Any]:
-    values = list(value) if isinstance(value, list | tuple | range) else [value]
-    if not values:
-        raise ArgumentError(f"{name} has no value: its list is empty")
-    return values
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, int):
-        if not 1 <= seeds <= MAX_CELLS:
-            raise ArgumentError(f"seeds is how many seeds to run, from 1 to {MAX_CELLS}, got {seeds}")
-        return list(range(seeds))
-    return [check_seed(seed) for seed in _listed("seeds", seeds)]
-
-
-def load_toml(path: str | Path) -> Grid:
-    """The `Grid` of a TOML file with tables `[spec]` and `[grid]` and the keys `seeds` and `oracle`.
-
-    Checks each name and value for itself: what the file leaves out may still be added.
-    Raises `ArgumentError` with the file's name for anything it cannot read or does not know.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_TOML_BYTES:
-            raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no sweep specification")
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
-        grid = Grid(**loaded)
-        grid.check_values()
-    except OSError as error:
-        raise ArgumentError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArgumentError(f"{path}: not valid TOML: {reason}") from None
-    except ArgumentError as error:
-        raise ArgumentError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    return grid
 
 
 def derive_seed(seed: int, role: str) -> int:
@@ -273,9 +208,19 @@ def group(
         shapes.setdefault(shape, []).append(cell)
     batches = []
     for members in shapes.values():
-        members.sort(key=lambda c: (c.seed, c.gain, c.noise, c.matching, c.scaling, c.init))
+        members.sort(key=_place)
         limit = size if most is None else max(1, min(size, *map(most, members)))
         parts = -(-len(members) // limit)
         cuts = [len(members) * part // parts for part in range(parts + 1)]
         batches += [members[a:b] for a, b in itertools.pairwise(cuts)]
     return batches
+
+
+def _place(cell: CellSpec) -> tuple:
+    """Where a cell stands among those of its shape: beside what shares its mother, of these beside what
+    trains alike (dense networks are the same for all methods)."""
+    density = 0.0 if cell.density == "truth" else float(cell.density)
+    return (
+        cell.seed, cell.noise, cell.matching, cell.scaling, cell.init, cell.scaled_init, cell.planted,
+        cell.gain, -density,
+    )  # fmt: skip

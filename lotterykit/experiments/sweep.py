@@ -12,8 +12,9 @@ from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.calibrate import calibrator
 from lotterykit.experiments.executors import cores, find_executor, need_main_file, refuse_in_worker
 from lotterykit.experiments.forecast import Forecast, check_memory, forecast, work
+from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.schema import check_path
-from lotterykit.experiments.spec import BATCH, CellSpec, Grid, group
+from lotterykit.experiments.spec import BATCH, CellSpec, group
 from lotterykit.experiments.store import Store
 from lotterykit.experiments.tasks import Failed, Rows
 

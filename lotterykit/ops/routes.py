@@ -91,7 +91,22 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.training.batched:TorchBatch",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="train_scores",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.native:NativeScoreBatch",
+        evidence="benchmarks/results/x86_64-avx2-replicas.json",
+    ),
+    Route(
+        op="train_scores",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.training.batched_scores:TorchScoreBatch",
+        evidence="plain torch, runs everywhere",
+    ),
 )
 
 # op -> module of its public function, where that is not lotterykit.ops.<op>
-OWNERS = {"train_replicas": "lotterykit.training.replicas"}
+OWNERS = dict.fromkeys(("train_replicas", "train_scores"), "lotterykit.training.replicas")

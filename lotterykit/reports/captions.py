@@ -51,6 +51,20 @@ def metric_caption(group: Group) -> str:
     return text + _overlaid(group) + group.truth_note
 
 
+def ladder_caption(group: Group) -> str:
+    """Caption of the information ladder."""
+    what = "Test accuracy" if group.classification else "Test mean squared error (log axis)"
+    return (
+        f"{what} of masks with as many weights as the planted ticket, by how much of it they were told: "
+        "nothing (random); how many of its weights lie in each layer (oracle-densities); also which neurons "
+        "it lives in (oracle-neurons); the ticket with 50, 30 or 10 % of its weights exchanged for random "
+        "others of the same layer (oracle-less-...); the ticket, alone without the biases that are not its "
+        "own. A step between two rungs is what the missing knowledge is worth. Dots are means over seeds, "
+        "lines reach from the least to the greatest seed. "
+        f"{_counts(group)} {group.truth_note}"
+    ).rstrip()
+
+
 def _overlaid(group: Group) -> str:
     if group.overlay is None:
         return ""
@@ -121,7 +135,17 @@ def _counts(group: Group) -> str:
         parts.append(
             f"{group.conditions.get('shots', '?')} shots of {group.conditions.get('shot_epochs', '?')} epochs"
         )
+    scored = {
+        row["spec"].get("score_epochs") for row in group.rows if row["spec"]["pipeline"] == "edge-popup"
+    }
+    if scored and group.pipeline != "edge-popup":
+        told = ", ".join(str(value) for value in sorted(scored, key=str))
+        parts.append(f"edge-popup instead: {told} epochs of training scores, weights frozen")
+    elif scored:
+        parts.append(f"{group.conditions.get('score_epochs', '?')} epochs of training scores, weights frozen")
     if epochs is not None:
         parts.append(f"{epochs} epochs of training at the end")
-    parts += [f"{n} {say(group.conditions[n])}" for n in ("depth", "width", "gain") if n in group.conditions]
+    names = ("depth", "width") if group.unplanted else ("depth", "width", "gain")
+    parts += [f"{n} {say(group.conditions[n])}" for n in names if n in group.conditions]
+    parts += ["unplanted"] if group.unplanted else []
     return "Conditions: " + ", ".join(parts) + "."

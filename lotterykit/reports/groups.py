@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from lotterykit.reports.points import (
     Stat,
     check_rows,
     is_oracle,
+    is_rung,
     measured,
     method_rank,
     number,
@@ -25,9 +26,15 @@ from lotterykit.reports.points import (
 # The rows' own axes: everything else in a spec is a condition that separates groups.
 _AXES = ("method", "density", "seed", "rounds", "invert")
 _MULTI_SHOT_ONLY = ("shots", "shot_epochs", "reset")
+_EDGE_POPUP_ONLY = ("score_epochs", "score_lr")
+_OF_PIPELINES = (*_MULTI_SHOT_ONLY, *_EDGE_POPUP_ONLY)
 # Conditions that say nothing about the planted ticket itself: an oracle run may differ in them.
-_NOT_THE_ORACLES = ("scope", *_MULTI_SHOT_ONLY)
+_NOT_THE_ORACLES = ("scope", "rounds", "planted", *_OF_PIPELINES)
 _SHOWN_FIRST = ("pipeline", "task", "depth", "width", "gain")
+_UNPLANTED = (
+    "Nothing is planted in these mothers: the ground truth is that of their planted twins, at gain 1, and "
+    "recovery is of the places where the ticket would have been. "
+)
 TASK_ORDER = ("circle", "relu", "helix")  # as in the paper
 
 
@@ -75,11 +82,30 @@ class Group:
         return sorted({r["spec"].get("seed", 0) for r in [*self.rows, *self.truth]})
 
     @property
+    def unplanted(self) -> bool:
+        """Whether the mothers were left as they were."""
+        return self.conditions.get("planted") is False
+
+    @property
+    def searched(self) -> tuple[Series, ...]:
+        """The series of methods that had to search: without those that were told a part of the ticket."""
+        return tuple(s for s in self.series if not is_rung(s.method))
+
+    @property
+    def ladder(self) -> bool:
+        """Whether this is the information ladder: methods that were told parts, at the truth's density."""
+        return len(self.searched) < len(self.series) and {p.asked for s in self.series for p in s.points} == {
+            "truth"
+        }
+
+    @property
     def title(self) -> str:
         """The heading: pipeline, the main conditions, and those in which groups differ."""
-        names: list[str] = [n for n in ("depth", "width", "gain") if n in self.conditions]
-        names += [n for n in self.extra if n not in _SHOWN_FIRST]
-        return ", ".join([self.pipeline, *(f"{n} {say(self.conditions.get(n))}" for n in names)])
+        main = ("depth", "width") if self.unplanted else ("depth", "width", "gain")
+        names: list[str] = [n for n in main if n in self.conditions]
+        names += [n for n in self.extra if n not in (*_SHOWN_FIRST, "planted")]
+        told = [f"{n} {say(self.conditions.get(n))}" for n in names]
+        return ", ".join([self.pipeline, *(["unplanted"] if self.unplanted else []), *told])
 
     def truth_stat(self, *path: str) -> Stat:
         """`Stat` over the oracle rows of the number at `path`, see `measured`."""
@@ -125,37 +151,6 @@ class Group:
         return made
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page with a heading of its own: a task, or a figure of a paper (with its number)."""
-
-    heading: str
-    groups: tuple[Group, ...]
-    rows: tuple[Row, ...] = ()  # of a figure
-    number: int | None = None
-
-
-def make_sections(rows: Sequence[Row], figures: Sequence[Mapping[str, Any]] | None = None) -> list[Section]:
-    """`rows` as sections: a task each, or each of `figures` (see `write_report`) with its own rows only.
-
-    Raises `ArgumentError` for no rows, rows that are none, and rows of which no figure has any.
-    """
-    if figures is None:
-        by_task: dict[str, list[Group]] = {}
-        for group in groups(rows):
-            by_task.setdefault(group.task, []).append(group)
-        return [Section(task, tuple(own)) for task, own in by_task.items()]
-    check_rows(rows)
-    made = []
-    for figure in figures:
-        number, keys = figure["number"], set(figure["keys"])
-        own = [r for r in rows if r.get("key") in keys]
-        found = groups(own, figure.get("overlay"), f"figure-{number}-") if own else []
-        made.append(Section(f"Figure {number}: {figure['title']}", tuple(found), tuple(own), number))
-    check_rows([r for s in made for r in s.rows])
-    return made
-
-
 def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") -> list[Group]:
     """`rows` (result dicts) as `Group`s, ordered by task, pipeline and conditions.
 
@@ -168,6 +163,7 @@ def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") ->
     buckets: dict[tuple, list[Row]] = {}
     for row in rows:
         buckets.setdefault(_key(row, overlay), []).append(row)
+    _join_edge_popup(buckets)
     order = sorted(buckets, key=_group_order)
     oracles = {k: [r for r in buckets[k] if is_oracle(r)] for k in order}
     # an oracle's spec holds defaults where they say nothing about it, which is no difference to show
@@ -195,8 +191,8 @@ def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") ->
 
 def _key(row: Row, overlay: str | None) -> tuple:
     spec = row["spec"]
-    skip: tuple = _AXES if spec.get("pipeline") == "multi-shot" else (*_AXES, *_MULTI_SHOT_ONLY)
-    skip = (*skip, overlay)
+    own = {"multi-shot": _MULTI_SHOT_ONLY, "edge-popup": _EDGE_POPUP_ONLY}.get(str(spec.get("pipeline")), ())
+    skip = (*_AXES, *(n for n in _OF_PIPELINES if n not in own), overlay)
     names = [n for n in _SHOWN_FIRST if n in spec]
     names += [n for n in sorted(spec) if n not in skip and n not in _SHOWN_FIRST]
     # a list or table in a spec becomes text: the key has to be hashable
@@ -205,11 +201,32 @@ def _key(row: Row, overlay: str | None) -> tuple:
     )
 
 
+def _join_edge_popup(buckets: dict[tuple, list[Row]]) -> None:
+    """Put edge-popup's rows beside the multi-shot ones (else single-shot) of the same conditions, as the
+    paper draws them, where there is exactly one such group on either side."""
+
+    def common(key: tuple) -> tuple:
+        return tuple(pair for pair in key if pair[0] not in ("pipeline", *_OF_PIPELINES))
+
+    for pipeline in ("multi-shot", "single-shot"):
+        for guest in [key for key in buckets if dict(key).get("pipeline") == "edge-popup"]:
+            alike = [key for key in buckets if common(key) == common(guest)]
+            guests = [key for key in alike if dict(key).get("pipeline") == "edge-popup"]
+            hosts = [
+                key for key in alike
+                if dict(key).get("pipeline") == pipeline and not all(is_oracle(r) for r in buckets[key])
+            ]  # fmt: skip
+            if len(guests) == len(hosts) == 1:
+                buckets[hosts[0]] += buckets.pop(guest)
+
+
 def _truth(key: tuple, oracles: dict[tuple, list[Row]]) -> tuple[list[Row], str, tuple | None]:
     """The oracle rows for the group `key`: its own, else the nearest that plants the same ticket."""
     if oracles.get(key):
         return oracles[key], "", key
-    for extra, note in (((), ""), (("pipeline",), "The ground truth was trained by the other pipeline. ")):
+    other_pipeline = "The ground truth was trained by the other pipeline. "
+    twins = _UNPLANTED if dict(key).get("planted") is False else ""
+    for extra, note in (((), twins), (("pipeline",), twins + other_pipeline)):
         skip = {*_NOT_THE_ORACLES, *extra}
         wanted = [(n, v) for n, v in key if n not in skip]
         for other, own in oracles.items():
@@ -222,8 +239,9 @@ def _group(key: tuple, found: list[Row], truth: list[Row], varying: list[str], o
     conditions = dict(key)
     shown = [n for n in varying if n in conditions]
     parts = [conditions.get("task", "task"), conditions.get("pipeline", "")]
+    parts += ["unplanted"] if conditions.get("planted") is False else []
     parts += [f"{n[0]}{say(conditions[n])}" for n in ("depth", "width", "gain") if n in conditions]
-    parts += [f"{n}-{say(conditions[n])}" for n in shown if n not in _SHOWN_FIRST]
+    parts += [f"{n}-{say(conditions[n])}" for n in shown if n not in (*_SHOWN_FIRST, "planted")]
     differs = [r for r in [*found, *truth] if overlay is not None and overlay in r["spec"]]
     own = overlay if differs else None
     # The same oracle may have run for several scoring rounds, which say nothing about it.
@@ -272,8 +290,8 @@ def _varying(keys: list[dict]) -> list[str]:
     return [
         n
         for n in names
-        if (n not in _MULTI_SHOT_ONLY and len({repr(k.get(n)) for k in keys}) > 1)
-        or (n in _MULTI_SHOT_ONLY and len({repr(k[n]) for k in keys if n in k}) > 1)
+        if (n not in _OF_PIPELINES and len({repr(k.get(n)) for k in keys}) > 1)
+        or (n in _OF_PIPELINES and len({repr(k[n]) for k in keys if n in k}) > 1)
     ]
 
 

@@ -24,8 +24,15 @@ STYLES = {
     "grasp": ("#009E73", "^"),
     "synflow": ("#CC79A7", "D"),
     "edge-popup": ("#E69F00", "v"),
+    "edge-popup-annealed": ("#8C510A", "<"),
+    "edge-popup-global": ("#56B4E9", ">"),
+    "oracle-densities": ("#D9D2E9", "h"),
+    "oracle-neurons": ("#B4A7D6", "H"),
+    "oracle-less-50": ("#8E7CC3", "p"),
+    "oracle-less-30": ("#674EA7", "8"),
+    "oracle-less-10": ("#351C75", "d"),
 }
-_SPARE = (("#56B4E9", "P"), ("#8C510A", "<"), ("#5E4FA2", ">"), ("#B3A100", "h"), ("#333333", "*"))
+_SPARE = (("#A6761D", "P"), ("#66C2A5", "*"), ("#5E4FA2", "x"), ("#B3A100", "+"), ("#333333", "1"))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 # A comment in every figure file of ours, so that a later report knows which ones it may remove.
 MARK = "<!-- a figure of a lotterykit report -->"
@@ -147,14 +154,16 @@ def density_axis(ax: Axes, low: float) -> None:
     ax.set_xlabel("density (kept / total)")
 
 
-def power_axis(ax: Axes) -> None:
-    """Logarithmic y axis labelled with powers of ten in plain text (no math fonts in the SVG)."""
+def power_axis(ax: Axes, which: str = "y") -> None:
+    """Logarithmic axis, "x" or "y", labelled with powers of ten in plain text (no math fonts in the SVG)."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ax.set_yscale("log", nonpositive="clip")
-    ax.yaxis.set_major_locator(LogLocator(numticks=8))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: power(y)))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
+    scale = {"x": ax.set_xscale, "y": ax.set_yscale}[which]
+    scale("log", nonpositive="clip")
+    axis.set_major_locator(LogLocator(numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda y, _: power(y)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def power(y: float) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lotterykit.errors import ArgumentError
-from lotterykit.reports import captions, heat, plots, tables, tickets, words
-from lotterykit.reports.groups import Group, Section, groups, make_sections
+from lotterykit.reports import captions, heat, ladder, plots, tables, tickets, words
+from lotterykit.reports.groups import Group, groups
 from lotterykit.reports.ink import MARK, check_ready
 from lotterykit.reports.points import WHEN, Point, Row, say
+from lotterykit.reports.sections import Section, make_sections
 from lotterykit.reports.template import CSS, PAGE
 
 
@@ -39,12 +40,12 @@ def write_report(
 ) -> Path:
     """Write `out_dir`/index.html and `out_dir`/figures/*.svg, *.csv from result `rows`; the page's path.
 
-    A section for each task, or for each of `figures`: mappings with "number", "title", "keys" (of the
-    figure's rows; a row may be in several, rows in none are left out) and "overlay" (a field of the spec
-    drawn as line styles, or None). The page appears last and whole: a failure leaves an earlier page as it
-    was. Figures of an earlier report that this one does not have are then removed. The same rows give the
-    same bytes. Raises `ArgumentError` for no rows, rows that are none, or a folder that cannot be written,
-    `LotterykitError` where matplotlib or jinja2 is missing.
+    A section for each task, or for each of `figures`: mappings with "name" (a number or a word), "title",
+    "keys" (of the figure's rows; a row may be in several, rows in none are left out) and "overlay" (a field
+    of the spec drawn as line styles, or None). The page appears last and whole: a failure leaves an earlier
+    page as it was. Figures of an earlier report that this one does not have are then removed. The same rows
+    give the same bytes. Raises `ArgumentError` for no rows, rows that are none, or a folder that cannot be
+    written, `LotterykitError` where matplotlib or jinja2 is missing.
     """
     sections = make_sections(rows, figures)
     check_ready()
@@ -97,7 +98,12 @@ def _write(path: Path, text: str) -> Path:
 def _figures(group: Group, methods: Sequence[str]) -> list[Figure]:
     slug = group.slug
     made = []
-    if group.series:
+    if group.ladder:
+        made.append(
+            Figure(f"{slug}-metric", "What a part of the ticket is worth", captions.ladder_caption(group),
+                   ladder.ladder_svg(group, methods), tables.metric_csv(group))
+        )  # fmt: skip
+    elif group.series:
         made += [
             Figure(f"{slug}-metric", "Performance against density", captions.metric_caption(group),
                    plots.metric_svg(group, methods), tables.metric_csv(group)),
@@ -112,6 +118,8 @@ def _figures(group: Group, methods: Sequence[str]) -> list[Figure]:
                 Figure(f"{slug}-layers", f"Density of each layer{which}", captions.layer_caption(part),
                        heat.layer_svg(part), tables.layer_csv(part))
             )  # fmt: skip
+        if group.ladder:
+            continue
         made.append(
             Figure(f"{slug}-ticket", f"The ticket, planted and found{which}", captions.ticket_caption(pair),
                    tickets.ticket_svg(pair, f"{slug}-ticket"), tickets.ticket_csv(pair))
@@ -153,7 +161,7 @@ def _told(group: Group, section: Section, figures: Sequence[Figure]) -> dict[str
     ]  # fmt: skip
     return {
         "anchor": group.slug,
-        "title": f"{group.task}: {group.title}" if section.number else group.title,
+        "title": f"{group.task}: {group.title}" if section.name else group.title,
         "conditions": words.conditions(group),
         "notes": words.notes(group),
         "figures": shown,
@@ -197,8 +205,8 @@ def _overview(sections: Sequence[Section]) -> dict[str, Any] | None:
     for section in sections:
         for group in section.groups:
             cells = [_text(text, small=small) for text, small in words.overview(group)]
-            number = f"Figure {section.number}, " if section.number else ""
-            cells[0] |= {"href": f"#{group.slug}", "text": number + cells[0]["text"]}
+            where = f"{section.name}, " if section.name else ""
+            cells[0] |= {"href": f"#{group.slug}", "text": where + cells[0]["text"]}
             lines.append({"kind": "", "cells": cells})
     if len(lines) < 2:
         return None

@@ -12,7 +12,11 @@ from lotterykit.errors import ArgumentError
 Row = dict[str, Any]
 
 _NEEDED = ("spec", "metrics", "density", "truth_density", "collapse", "recovery")
-METHOD_ORDER = ("random", "magnitude", "snip", "grasp", "synflow", "edge-popup")
+METHOD_ORDER = (
+    "random", "magnitude", "snip", "grasp", "synflow", "edge-popup", "edge-popup-annealed",
+    "edge-popup-global", "oracle-densities", "oracle-neurons", "oracle-less-50", "oracle-less-30",
+    "oracle-less-10",
+)  # fmt: skip
 WHEN = ("before", "after")
 
 
@@ -61,6 +65,11 @@ def measured(row: Row, *path: str) -> float | None:
 def is_oracle(row: Row) -> bool:
     """Whether `row` is a run of the planted ticket itself."""
     return row["spec"]["method"] == "oracle"
+
+
+def is_rung(method: str) -> bool:
+    """Whether a method was told a part of the planted ticket (the information ladder): it finds nothing."""
+    return method.startswith("oracle-")
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def pick(group: Group) -> Pair:
     draw are taken only where there is nothing else, and those without a live path last.
     """
     planted = next((r for r in group.truth if r.get("edges")), group.truth[0] if group.truth else None)
-    rows = [(s, r) for s in group.series for p in s.points for r in p.rows]
+    rows = [(s, r) for s in group.searched for p in s.points for r in p.rows]
     if not rows:
         return Pair(planted, None, None, planted["spec"].get("seed", 0) if planted else None)
     seeds = {r["spec"].get("seed", 0) for _, r in rows}

@@ -25,14 +25,20 @@ OVERVIEW_CAPTION = (
     "live path. Methods that collapsed in every seed are left out of the best; * marks one that collapsed "
     "in some. Below gain 1 the MSE of the truth as planted is that of its output times its output scale."
 )
-_NAMES = {"lr": "learning rate", "batch_size": "batch size", "shot_epochs": "epochs per shot"}
+_NAMES = {
+    "lr": "learning rate",
+    "batch_size": "batch size",
+    "shot_epochs": "epochs per shot",
+    "score_epochs": "epochs of score training",
+    "score_lr": "learning rate of scores",
+}
 _SAID_APART = ("pipeline", "task")
 
 
 def lead(found: Sequence[Group]) -> str:
     """The opening paragraph: what was planted, who looked for it, what came out."""
     tasks = dict.fromkeys(g.task for g in found)
-    methods = dict.fromkeys(s.name for g in found for s in g.series)
+    methods = dict.fromkeys(s.name for g in found for s in g.searched)
     several = "s" if len(tasks) > 1 else ""
     text = f"Sparse networks that solve the task{several} {_listed(tasks)} were planted in larger random ones"
     if not methods:
@@ -43,7 +49,8 @@ def lead(found: Sequence[Group]) -> str:
         "Because the solution is known, every result can be compared with the truth: its performance, its "
         "density, and its very weights. "
     )
-    tops = [(g, best(g, "recovery", "recall")) for g in found]
+    planted = [g for g in found if not g.unplanted]
+    tops = [(g, best(g, "recovery", "recall")) for g in planted]
     known = [(*top, g) for g, top in tops if top]
     if known:
         value, series, point, group = max(known, key=lambda item: item[0])
@@ -52,7 +59,7 @@ def lead(found: Sequence[Group]) -> str:
             f"path kept is {tables.show(value)} ({series.label} on {group.task}, {group.title}; mean over "
             f"seeds{_dead(point)}). "
         )
-    points = [p for g in found for s in g.series for p in s.points if p.asked == "truth"]
+    points = [p for g in planted for s in g.searched for p in s.points if p.asked == "truth"]
     dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
     if total:
         text += f"{dead} of {total} networks pruned to the planted density have no live path left."
@@ -85,7 +92,7 @@ def best(group: Group, *path: str, least: bool = False) -> tuple[float, Series, 
     A method whose networks are all without a live path is no candidate: a constant is no ticket.
     """
     found = []
-    for series in group.series:
+    for series in group.searched:
         point = tables.at_truth(series.points)
         mean = point.stat(*path).mean if point else math.nan
         if point and point.alive and not math.isnan(mean):
@@ -115,7 +122,7 @@ def overview(group: Group) -> list[tuple[str, str]]:
             cells.append((tables.show(top[0]), top[1].label + "*" * bool(top[2].collapsed)))
         else:
             cells.append((tables.MISSING, "all collapsed" if group.series else ""))
-    points = [p for p in (tables.at_truth(s.points) for s in group.series) if p]
+    points = [p for p in (tables.at_truth(s.points) for s in group.searched) if p]
     dead, total = sum(p.collapsed for p in points), sum(len(p.rows) for p in points)
     cells.append((f"{dead} of {total}" if total else tables.MISSING, ""))
     return cells
@@ -146,6 +153,8 @@ def notes(group: Group) -> list[tuple[str, str]]:
         )  # fmt: skip
     if not group.truth:
         told.append(("warn", "No ground truth: these results hold no oracle run with the same settings."))
+    if group.ladder:
+        return told + _rungs(group, metric, unit) + _warnings(group, metric)
     for when, kind in (("before", "strong"), ("after", "weak")):
         top = best(group, "metrics", when, metric, least=not group.classification)
         if top:
@@ -161,6 +170,16 @@ def notes(group: Group) -> list[tuple[str, str]]:
                  f"(mean{_dead(top[2])}).")
         )  # fmt: skip
     return told + _warnings(group, metric)
+
+
+def _rungs(group: Group, metric: str, unit: str) -> list[tuple[str, str]]:
+    """What each rung of the information ladder comes to."""
+    told = []
+    for series in group.series:
+        point = series.points[0]
+        before, after = (tables.show(point.stat("metrics", w, metric).mean) for w in ("before", "after"))
+        told.append(f"{series.label} {before} before, {after} after training{_dead(point)}")
+    return [("", f"Mean {unit}, from the least information to the most: " + "; ".join(told) + ".")]
 
 
 def _dead(point: Point) -> str:

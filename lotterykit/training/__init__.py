@@ -3,12 +3,14 @@
 from lotterykit.training.optimizer import mask_optimizer_
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
+from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.single import TrainResult, train
 
 __all__ = [
     "Recipe",
     "RunResult",
     "RunSpec",
+    "ScoreTraining",
     "Split",
     "TrainResult",
     "mask_optimizer_",

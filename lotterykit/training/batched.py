@@ -40,21 +40,21 @@ class TorchBatch:
         self.specs, self.device, self.recipe = specs, device, specs[0].recipe
         self.names = specs[0].names
         starts = [spec.start() for spec in specs]
-        shapes = {name: starts[0][name].shape for name in self.names}
+        self.shapes = shapes = {name: starts[0][name].shape for name in self.names}
         dtype = specs[0].dtype
         size = sum(_padded(math.prod(shape)) for shape in shapes.values())
         self.parameters = torch.nn.Parameter(torch.zeros(len(specs), size, dtype=dtype, device=device))
         self.gradients = torch.zeros_like(self.parameters)
         self.parameters.grad = self.gradients
-        self.values = _views(self.parameters.data, shapes)
-        self.slopes = _views(self.gradients, shapes)
+        self.values = views(self.parameters.data, shapes)
+        self.slopes = views(self.gradients, shapes)
         self.pruned: Tensor | None = None
         if any(spec.masks for spec in specs):
             self.pruned = torch.zeros_like(self.parameters, dtype=torch.bool)
-            views = _views(self.pruned, shapes)
+            pruned = views(self.pruned, shapes)
             for r, spec in enumerate(specs):
                 for name, mask in (spec.masks or {}).items():
-                    views[name][r] = ~mask.to(device)
+                    pruned[name][r] = ~mask.to(device)
         for r, start in enumerate(starts):
             for name in self.names:
                 self.values[name][r] = start[name].to(device)
@@ -90,28 +90,41 @@ class TorchBatch:
         per_epoch = -(-n // recipe.batch_size)
         curves: list[list[dict[str, float]]] = [[] for _ in self.specs]
         limit = recipe.epochs * per_epoch if steps is None else steps
-        for epoch in range(min(recipe.epochs, -(-limit // per_epoch))):
+        last_epoch = min(recipe.epochs, -(-limit // per_epoch)) - 1
+        for epoch in range(last_epoch + 1):
+            self._begin(epoch)
             for x, y in self._batches(epoch):
                 if step >= limit:
                     break
                 for group in self.optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, per_epoch)
-                self._backward(x, y)
-                if self.pruned is not None:
-                    self.gradients.masked_fill_(self.pruned, 0.0)
-                self.optimizer.step()
+                self._step(x, y)
                 step += 1
+            self._mask(final=epoch == last_epoch)
             for curve, values in zip(curves, self._evaluate(), strict=True):
                 curve.append(values)
             if progress is not None:
                 progress(len(self.specs))
+        if not curves[0]:
+            self._mask(final=True)
         last = [curve[-1] for curve in curves] if curves[0] else self._evaluate()
-        return [
-            RunResult(self._weights(r), last[r], curves[r], self._state(r)) for r in range(len(self.specs))
-        ]
+        return [self._result(r, last[r], curves[r]) for r in range(len(self.specs))]
 
-    def _weights(self, r: int) -> dict[str, Tensor]:
-        return {name: self.values[name][r].cpu().clone() for name in self.names}
+    def _begin(self, epoch: int) -> None:
+        """What score training does before an epoch; weights need nothing."""
+
+    def _mask(self, *, final: bool) -> None:
+        """What score training does before the network is evaluated; the masks of weights are fixed."""
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        self._backward(x, y)
+        if self.pruned is not None:
+            self.gradients.masked_fill_(self.pruned, 0.0)
+        self.optimizer.step()
+
+    def _result(self, r: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> RunResult:
+        weights = {name: self.values[name][r].cpu().clone() for name in self.names}
+        return RunResult(weights, metrics, curve, self._state(r), masks=dict(self.specs[r].masks or {}))
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches x `[R, B, in]`, y `[R, B(, out)]`, each replica in its own order; gathered in blocks."""
@@ -138,16 +151,17 @@ class TorchBatch:
 
     def _backward(self, x: Tensor, y: Tensor) -> None:
         """Gradients of the mean loss of each replica into `self.gradients`."""
-        hidden = self._forward(x)
-        output = hidden.pop()
-        count = output.shape[1]
+        count = x.shape[1]
+        hidden = self._forward(_padded_rows(x))
+        output = hidden.pop()[:, :count]
         if self.recipe.loss == "cross_entropy":
             delta = output.softmax(2)
             delta.scatter_add_(2, y[..., None], torch.full_like(delta[..., :1], -1.0))
             delta /= count
         else:
             delta = (output - y).mul_(2.0 / (count * output.shape[2]))
-        ones = torch.ones(delta.shape[0], 1, count, dtype=delta.dtype, device=delta.device)
+        delta = _padded_rows(delta)
+        ones = torch.ones(delta.shape[0], 1, delta.shape[1], dtype=delta.dtype, device=delta.device)
         for layer in reversed(range(0, len(self.names), 2)):
             weight, bias = self.names[layer : layer + 2]
             below = hidden.pop()
@@ -161,9 +175,9 @@ class TorchBatch:
         outputs = []
         for start in range(0, len(data[0].x_test), EVALUATION_BATCH):
             x = torch.stack([d.x_test[start : start + EVALUATION_BATCH] for d in data]).to(self.device)
-            outputs.append(self._forward(x)[-1].cpu())
+            outputs.append(self._forward(_padded_rows(x))[-1][:, : x.shape[1]].cpu())
         output = torch.cat(outputs, 1)
-        return [metrics(output[r], d.y_test, self.recipe.loss) for r, d in enumerate(data)]
+        return [metrics(output[r].clone(), d.y_test, self.recipe.loss) for r, d in enumerate(data)]
 
 
 @contextlib.contextmanager
@@ -184,23 +198,29 @@ def flat_parameters(spec: RunSpec) -> tuple[Tensor, dict[str, Tensor], Tensor | 
     shapes = {name: start[name].shape for name in spec.names}
     size = sum(_padded(math.prod(shape)) for shape in shapes.values())
     values = torch.zeros(size, dtype=spec.dtype)
-    views = {name: view[0] for name, view in _views(values[None], shapes).items()}
-    for name, view in views.items():
+    named = {name: view[0] for name, view in views(values[None], shapes).items()}
+    for name, view in named.items():
         view.copy_(start[name])
     if not spec.masks:
-        return values, views, None
+        return values, named, None
     pruned = torch.zeros(size, dtype=torch.bool)
-    gone = _views(pruned[None], shapes)
+    gone = views(pruned[None], shapes)
     for name, mask in spec.masks.items():
         gone[name][0] = ~mask
-    return values.masked_fill_(pruned, 0.0), views, pruned
+    return values.masked_fill_(pruned, 0.0), named, pruned
 
 
 def _padded(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
-def _views(buffer: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+def _padded_rows(x: Tensor) -> Tensor:
+    """`x` `[R, B, width]` with rows of zeros up to a multiple of `ALIGN`: then each replica's slice of every
+    layer starts on a 64-byte boundary as well, whatever its widths."""
+    return torch.nn.functional.pad(x, (0, 0, 0, _padded(x.shape[1]) - x.shape[1]))
+
+
+def views(buffer: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """Name -> `[R, *shape]` view of the `[R, S]` buffer; every slice starts on a 64-byte boundary."""
     views, at = {}, 0
     for name, shape in shapes.items():

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from lotterykit.ops.operands import native
+from lotterykit.ops.topk_mask import topk_mask
 from lotterykit.training.batched import flat_parameters
 from lotterykit.training.recipe import LOSSES, OPTIMIZERS, Recipe, batch_order
 from lotterykit.training.replicas import RunResult, RunSpec
+from lotterykit.training.scored import initial_scores, tie_seed
 
+EVERY_ACTIVE, FROM_HALF = -1, -2  # counts of Gem-Miner's (csrc/cpu/replica.h)
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # as torch.optim names them
 
 
@@ -40,33 +43,34 @@ class NativeBatch:
         self.values: list[Tensor] = []
         self.moments: list[list[Tensor]] = []
         self.pruned: list[Tensor | None] = []
-        self.views: list[dict[str, Tensor]] = []
+        self.named: list[dict[str, Tensor]] = []
         for spec, data in zip(specs, self.data, strict=True):
             self._add(spec, data)
 
     def _add(self, spec: RunSpec, data: list[Tensor]) -> None:
-        values, views, pruned = flat_parameters(spec)
+        values, named, pruned = flat_parameters(spec)
         moments = [torch.zeros_like(values), torch.zeros_like(values)]
         for moment, key in zip(moments, MOMENTS[spec.recipe.optimizer], strict=False):
             if spec.optimizer is not None and key in spec.optimizer:
                 moment.copy_(spec.optimizer[key])
                 if pruned is not None:
                     moment.masked_fill_(pruned, 0.0)
-        starts = [int(view.storage_offset()) for view in views.values()]
-        recipe = spec.recipe
-        self.replicas.add(
-            list(spec.layers),
-            [values.data_ptr(), *(m.data_ptr() for m in moments), 0 if pruned is None else pruned.data_ptr()],
-            [starts[0::2], starts[1::2]],
-            (data[0].data_ptr(), data[1].data_ptr(), len(data[0])),
-            (data[2].data_ptr(), data[3].data_ptr(), len(data[2])),
-            (LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
-             recipe.momentum, recipe.weight_decay),
-        )  # fmt: skip
         self.values.append(values)
         self.moments.append(moments)
         self.pruned.append(pruned)
-        self.views.append(views)
+        self.named.append(named)
+        self._hand_over(spec, data)
+
+    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+        self.replicas.add(*self._network(spec), *_data_and_settings(spec, data))
+
+    def _network(self, spec: RunSpec) -> tuple[list[int], list[int], list[list[int]]]:
+        """Widths, addresses and starts of the tensors of the last replica added."""
+        values, moments, pruned = self.values[-1], self.moments[-1], self.pruned[-1]
+        starts = [int(tensor.storage_offset()) for tensor in self.named[-1].values()]
+        addresses = [values.data_ptr(), *(m.data_ptr() for m in moments)]
+        addresses.append(0 if pruned is None else pruned.data_ptr())
+        return list(spec.layers), addresses, [starts[0::2], starts[1::2]]
 
     def train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
         """Train to the end, or for `steps` steps."""
@@ -76,26 +80,35 @@ class NativeBatch:
         limit = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
         before = [_steps_before(spec) for spec in self.specs]
         curves: list[list[dict[str, float]]] = [[] for _ in self.specs]
-        last = self._run(0, 0, 0, before) if limit == 0 else []
+        last = self._run(0, 0, 0, before, final=True) if limit == 0 else []
         for epoch in range(-(-limit // per_epoch)):
             first = epoch * per_epoch
-            last = self._run(epoch, first, min(n, (limit - first) * size), before)
+            self._begin(epoch)
+            final = first + per_epoch >= limit
+            last = self._run(epoch, first, min(n, (limit - first) * size), before, final=final)
             for curve, values in zip(curves, last, strict=True):
                 curve.append(values)
             if progress is not None:
                 progress(len(self.specs))
-        self.replicas.write_back()
-        return [
-            RunResult(
-                {name: view.clone() for name, view in self.views[r].items()},
-                last[r],
-                curves[r],
-                self._state(r, before[r] + limit),
-            )
-            for r in range(len(self.specs))
-        ]
+        self.replicas.write_back(self.isa)
+        return [self._result(r, last[r], curves[r], before[r] + limit) for r in range(len(self.specs))]
 
-    def _run(self, epoch: int, first: int, examples: int, before: list[int]) -> list[dict[str, float]]:
+    def _begin(self, epoch: int) -> None:
+        """What score training does before an epoch; weights need nothing."""
+
+    def _keeps(self, epoch: int, *, end: bool) -> list[list[int]]:
+        """How many entries of each group the scores keep; none have any where weights are trained."""
+        return [[] for _ in self.specs]
+
+    def _result(
+        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
+    ) -> RunResult:
+        weights = {name: tensor.clone() for name, tensor in self.named[r].items()}
+        return RunResult(weights, metrics, curve, self._state(r, step), masks=dict(self.specs[r].masks or {}))
+
+    def _run(
+        self, epoch: int, first: int, examples: int, before: list[int], *, final: bool
+    ) -> list[dict[str, float]]:
         """Train on the first `examples` of an epoch that begins with step `first`; then evaluate."""
         n, size = len(self.data[0][0]), self.specs[0].recipe.batch_size
         count, per_epoch = -(-examples // size), -(-n // size)
@@ -107,6 +120,8 @@ class NativeBatch:
             size,
             [r.data_ptr() for r in rates],
             [first + b for b in before],
+            self._keeps(epoch, end=False),
+            self._keeps(epoch, end=final),
             torch.get_num_threads(),
             self.isa,
         )
@@ -121,6 +136,103 @@ class NativeBatch:
         if recipe.optimizer == "adam":
             state["step"] = torch.tensor(float(step))
         return state
+
+
+class NativeScoreBatch(NativeBatch):
+    """R replicas whose scores are trained (`RunSpec.scores`); every layer is dense, nothing is compacted."""
+
+    def __init__(self, specs: Sequence[RunSpec], device: torch.device, *, isa: str = "best") -> None:
+        self.scores: list[Tensor] = []
+        self.active: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        self.trainings = [spec.scores for spec in specs if spec.scores is not None]
+        super().__init__(specs, device, isa=isa)
+
+    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+        training, values = self.trainings[len(self.scores)], self.values[-1]
+        scores, active = torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
+        kept = torch.ones_like(active)
+        shapes = {name: tensor.shape for name, tensor in self.named[-1].items()}
+        scored = training.names(shapes)
+        start = initial_scores(training, shapes, spec.seed, spec.dtype)
+        for name in scored:
+            _part(scores, self.named[-1][name]).copy_(start[name])
+            _part(active, self.named[-1][name]).fill_(True)
+        self.scores.append(scores)
+        self.active.append(active)
+        self.kept.append(kept)
+        groups = [[spec.names.index(scored[i]) for i in group] for group in training.groups(len(scored))]
+        seeds = [tie_seed(spec.seed, number) for number in range(len(groups))]
+        self.replicas.add_scored(
+            *self._network(spec),
+            [scores.data_ptr(), active.data_ptr(), kept.data_ptr()],
+            (training.method == "gem-miner", 2.0 * training.penalty, groups, seeds),
+            *_data_and_settings(spec, data),
+        )
+
+    def _begin(self, epoch: int) -> None:
+        """Gem-Miner freezes down to the counts of the epoch."""
+        gems = [r for r, training in enumerate(self.trainings) if training.method == "gem-miner"]
+        if epoch == 0 or not gems:
+            return
+        self.replicas.write_back(self.isa)
+        for r in gems:
+            self._freeze(r, epoch)
+        self.replicas.read_scores()
+
+    def _freeze(self, r: int, epoch: int) -> None:
+        spec, training, named = self.specs[r], self.trainings[r], self.named[r]
+        names = training.names({name: tensor.shape for name, tensor in named.items()})
+        sizes = [named[name].numel() for name in names]
+        ranked = torch.nan_to_num(self.scores[r], nan=-1.0, posinf=torch.inf)
+        counts = training.counts(sizes, epoch, spec.recipe.epochs)
+        for number, group in enumerate(training.groups(len(names))):
+            tensors = [named[names[i]] for i in group]
+            chosen = topk_mask(
+                [_part(ranked, tensor) for tensor in tensors],
+                k=counts[number],
+                seed=tie_seed(spec.seed, number),
+                within=[_part(self.active[r], tensor) for tensor in tensors],
+            )
+            for tensor, mask in zip(tensors, chosen, strict=True):
+                _part(self.active[r], tensor).copy_(mask)
+        for values in (self.scores[r], *self.moments[r]):
+            values.masked_fill_(~self.active[r], 0.0)
+
+    def _keeps(self, epoch: int, *, end: bool) -> list[list[int]]:
+        keeps = []
+        for spec, training, named in zip(self.specs, self.trainings, self.named, strict=True):
+            sizes = [named[name].numel() for name in training.names({k: v.shape for k, v in named.items()})]
+            counts = training.counts(sizes, epoch, spec.recipe.epochs)
+            if training.method == "gem-miner":
+                counts = [EVERY_ACTIVE if end and training.density is not None else FROM_HALF for _ in counts]
+            keeps.append(counts)
+        return keeps
+
+    def _result(
+        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
+    ) -> RunResult:
+        named, masks = self.named[r], dict(self.specs[r].masks or {})
+        scored = self.trainings[r].names({name: tensor.shape for name, tensor in named.items()})
+        masks |= {name: _part(self.kept[r], named[name]).clone() for name in scored}
+        scores = {name: _part(self.scores[r], named[name]).clone() for name in scored}
+        weights = {name: tensor.clone() for name, tensor in named.items()}
+        return RunResult(weights, metrics, curve, scores=scores, masks=masks)
+
+
+def _part(buffer: Tensor, tensor: Tensor) -> Tensor:
+    """The view of `buffer` `[S]` where `tensor`, itself a view of such a buffer, stands."""
+    return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _data_and_settings(spec: RunSpec, data: list[Tensor]) -> tuple[tuple, tuple, tuple]:
+    recipe = spec.recipe
+    return (
+        (data[0].data_ptr(), data[1].data_ptr(), len(data[0])),
+        (data[2].data_ptr(), data[3].data_ptr(), len(data[2])),
+        (LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
+         recipe.momentum, recipe.weight_decay),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)

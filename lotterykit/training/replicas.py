@@ -14,6 +14,7 @@ from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
 from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.scored import ScoreTraining, check_training
 from lotterykit.training.single import check_split
 
 
@@ -24,6 +25,8 @@ class RunSpec:
     Starts from `weights` (names as in `lk.nn.mlp`: "0.weight" `[out, in]`, "0.bias" `[out]`, "2.weight",
     ...), or from initialisation `init` with `seed`. `masks` (weights, and biases if named) hold for the whole
     training. `seed` also fixes the order of the batches. `optimizer` continues from a result's state.
+    `scores`: not the weights are trained but the scores that choose among them; `masks` may then name no
+    scored tensor, and no optimizer goes on.
     """
 
     layers: tuple[int, ...]
@@ -34,6 +37,7 @@ class RunSpec:
     masks: Mapping[str, Tensor] | None = None
     seed: int = 0
     optimizer: Mapping[str, Tensor] | None = None
+    scores: ScoreTraining | None = None
 
     @property
     def names(self) -> list[str]:
@@ -55,12 +59,16 @@ class RunSpec:
 @dataclass(frozen=True)
 class RunResult:
     """`weights` by name; `metrics` of the test split after training; `curve`: those after each epoch;
-    `optimizer`: its state, for `RunSpec.optimizer` of the same layers."""
+    `optimizer`: its state, for `RunSpec.optimizer` of the same layers (not of scores); `masks` in force at
+    the end. Score training leaves `weights` as they were; its metrics are those under the masks, in the curve
+    under the epoch's; `scores` are the trained ones."""
 
     weights: dict[str, Tensor]
     metrics: dict[str, float]
     curve: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
 
 def train_replicas(
@@ -93,9 +101,10 @@ def train_replicas(
 
 
 def call_of(specs: Sequence[RunSpec], *, device: str | torch.device = "cpu") -> dispatch.Call:
-    """What dispatch sees of a call: device and dtype (of the first spec)."""
+    """What dispatch sees of a call: device, dtype and what is trained (of the first spec)."""
     dtype = specs[0].dtype if specs else torch.float32
-    return dispatch.Call("train_replicas", torch.device(device).type, dtype)
+    op = "train_scores" if specs and specs[0].scores is not None else "train_replicas"
+    return dispatch.Call(op, torch.device(device).type, dtype)
 
 
 def _engine(spec: RunSpec, device: str | torch.device) -> Any:
@@ -126,6 +135,10 @@ def _check(spec: RunSpec, number: int) -> None:
     for name, mask in (spec.masks or {}).items():
         if mask.dtype != torch.bool:
             raise ArgumentError(f"spec {number}: mask {name!r} must be bool, got {mask.dtype}")
+    if spec.scores is not None:
+        check_training(spec.scores, shapes, spec.recipe.epochs, spec.dtype, spec.masks)
+        if spec.optimizer is not None:
+            raise ArgumentError(f"spec {number}: optimizer goes on with weights, not with scores")
     _check_data(spec, number)
 
 

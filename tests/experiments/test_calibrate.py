@@ -9,7 +9,8 @@ from lotterykit.errors import ArgumentError
 from lotterykit.experiments import calibrate
 from lotterykit.experiments.calibrate import MOST_SECONDS, SMALL, calibrator
 from lotterykit.experiments.forecast import guess_cell, guess_round, guess_step
-from lotterykit.experiments.spec import CellSpec, Grid
+from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.spec import CellSpec
 
 CELL = {"task": "circle", "method": "snip", "density": 0.1}
 REAL = "lotterykit.experiments.plant_and_seek:run_batch"
@@ -22,6 +23,13 @@ def test_every_task_is_measured(task):
     cost = calibrator(REAL, 1)(cells)
     assert min(cost.step, cost.cell, cost.round) > 0
     assert cost.step + cost.cell + cost.round < 10
+
+
+def test_score_training_is_measured():
+    spec = {"task": "circle", "method": ["edge-popup", "edge-popup-global"], "density": [0.1, "truth"]}
+    cells = Grid(spec={**spec, "width": 40, "pipeline": "edge-popup", "samples": 200}).cells()
+    cost = calibrator(REAL, 1)(cells)
+    assert min(cost.step, cost.cell) > 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from fake_runner import row
 
 from lotterykit.errors import ArgumentError, LotterykitError
 from lotterykit.experiments.executors import cores, find_executor
-from lotterykit.experiments.spec import Grid, group
+from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.spec import group
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent

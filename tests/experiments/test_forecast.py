@@ -19,7 +19,8 @@ from lotterykit.experiments.forecast import (
     steps,
     work,
 )
-from lotterykit.experiments.spec import CellSpec, Grid, group
+from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.spec import CellSpec, group
 
 CELL = CellSpec(task="circle", method="snip", density=0.1)
 
@@ -28,6 +29,11 @@ def test_steps_and_parameters_are_exact():
     assert steps(CELL) == 10 * 282  # 9,000 samples in batches of 32
     assert steps(CellSpec(**{**CELL.model_dump(), "pipeline": "multi-shot"})) == 60 * 282
     assert steps(CellSpec(**{**CELL.model_dump(), "samples": 300, "batch_size": 10**6})) == 10
+    popup = {"method": "edge-popup", "pipeline": "edge-popup"}
+    assert steps(CellSpec(**{**CELL.model_dump(), **popup})) == 20 * 282
+    assert rounds(CellSpec(**{**CELL.model_dump(), **popup})) == 0
+    rung = {"method": "oracle-neurons", "density": "truth", "pipeline": "multi-shot"}
+    assert steps(CellSpec(**{**CELL.model_dump(), **rung})) == 10 * 282
     assert parameters(CELL) == 2 * 100 + 100 + 2 * (100 * 100 + 100) + 100 * 4 + 4
 
 

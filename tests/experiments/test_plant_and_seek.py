@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments import plant_and_seek
+from lotterykit.experiments import plant_and_seek, together
+from lotterykit.experiments.mothers import Mothers
 from lotterykit.experiments.plant_and_seek import run_batch
-from lotterykit.experiments.spec import METHODS, CellSpec
+from lotterykit.experiments.spec import EDGE_POPUP, LADDER, METHODS, CellSpec
 from lotterykit.mask import Masks
 from lotterykit.training.recipe import Recipe
 from lotterykit.training.replicas import train_replicas
@@ -61,6 +62,85 @@ def test_a_row_holds_what_the_contract_says(task: str) -> None:
     dense = rows[METHODS.index("synflow")]["recovery"]
     assert dense["recall"] == 1.0
     assert dense["precision"] == pytest.approx(oracle["truth_density"])
+
+
+@pytest.mark.parametrize("task", ["circle", "relu", "helix"])
+def test_edge_popup_rows(task: str) -> None:
+    cells = [
+        CellSpec(task=task, method=m, density=0.1, pipeline="edge-popup", score_epochs=3, **SMALL)
+        for m in EDGE_POPUP
+    ]
+    seen: list[float] = []
+    rows = run_batch(cells, progress=seen.append)
+    assert seen[-1] == 1.0
+    for cell, row in zip(cells, rows, strict=True):
+        assert json.loads(json.dumps(row, allow_nan=False))["key"] == cell.key()
+        kept, total = (sum(column) for column in zip(*row["kept"].values(), strict=True))
+        if cell.method == "edge-popup-global":
+            assert kept == round(0.1 * total)
+        else:
+            assert all(count == round(0.1 * size) for count, size in row["kept"].values())
+        assert row["samples_scored"] == 540
+        assert len(row["search"]["curve"]) == 3
+        assert not row["search"]["diverged"]
+        measured = row["metrics"]["before"]["accuracy" if task == "circle" else "mse"]
+        assert measured == pytest.approx(row["search"]["curve"][-1], rel=1e-5)
+    plain, annealed, _ = rows
+    assert plain["search"]["curve"] != annealed["search"]["curve"]
+    assert untimed(run_batch(cells[1:2])[0]) == untimed(annealed)
+
+
+def test_edge_popup_learns() -> None:
+    """At half of the weights it beats what it started from (Ramanujan et al. 2020: best there)."""
+    cells = [
+        CellSpec(task="circle", method="edge-popup", density=0.5, pipeline="edge-popup", score_epochs=e,
+                 **{**SMALL, "samples": 2000, "epochs": 0})
+        for e in (0, 10)
+    ]  # fmt: skip
+    start, trained = (run_batch([cell])[0]["metrics"]["before"]["accuracy"] for cell in cells)
+    assert trained > start + 0.2
+
+
+def test_unplanted_mothers_are_the_same_mothers() -> None:
+    fields = {"task": "helix", "method": "magnitude", "density": "truth", **SMALL}
+    bare, planted = CellSpec(planted=False, **fields), CellSpec(**fields)
+    mothers = Mothers()
+    without, hidden = mothers.hide(bare), mothers.hide(planted)
+    assert without.split is hidden.split
+    assert without.truth.counts() == hidden.truth.counts()
+    for name, weight in without.weights.items():
+        differs = weight != hidden.weights[name]
+        assert bool(differs.any())
+        assert not differs[~(hidden.planted.ticket[name] | (hidden.weights[name] == 0))].any()
+    rows = run_batch([bare, planted])
+    assert rows[0]["truth_density"] == rows[1]["truth_density"] == rows[0]["density"]
+    assert rows[0]["hiding"] == {}
+    assert rows[0]["recovery"] != rows[1]["recovery"]
+    assert run_batch([bare])[0]["metrics"] == rows[0]["metrics"]
+
+
+def test_ladder_rows() -> None:
+    cells = [CellSpec(task="circle", method=m, density="truth", **SMALL) for m in (*LADDER, "oracle")]
+    rows = run_batch(cells)
+    assert len({json.dumps(row["kept"]) for row in rows}) == 1
+    densities, neurons, *less = (row["recovery"]["recall"] for row in rows)
+    assert densities < neurons < 1
+    assert less == pytest.approx([0.5, 0.7, 0.9, 1.0], abs=0.01)
+
+
+def test_scaled_init_divides_by_the_square_root_of_the_density() -> None:
+    fields = {"task": "circle", "method": "magnitude", "density": 0.25, **SMALL}
+    mothers = Mothers()
+    plain, scaled = (
+        mothers.hide(CellSpec(scaled_init=value, planted=False, **fields)).weights for value in (False, True)
+    )
+    for name, weight in plain.items():
+        factor = 2.0 if weight.dim() == 2 else 1.0
+        assert torch.allclose(scaled[name], factor * weight, rtol=1e-6)
+    truth = mothers.hide(CellSpec(scaled_init=True, **{**fields, "density": "truth"}))
+    oracle = run_batch([CellSpec(scaled_init=True, **{**fields, "method": "oracle", "density": "truth"})])[0]
+    assert oracle["density"] == truth.density
+    assert oracle["metrics"]["before"]["accuracy"] > 0.9
 
 
 def test_random_pruning_recalls_its_density() -> None:
@@ -129,7 +209,7 @@ def test_resets_take_the_optimizer_along(reset: str, carried: str, monkeypatch: 
         seen.append(str(int(specs[0].optimizer is not None)))
         return train_replicas(specs, **kwargs)
 
-    monkeypatch.setattr(plant_and_seek, "train_replicas", spied)
+    monkeypatch.setattr(together, "train_replicas", spied)
     run_batch([CellSpec(task="relu", method="magnitude", density=0.2, reset=reset, **SMALL, **MULTI)])
     assert "".join(seen) == carried
 

@@ -9,14 +9,14 @@ import random
 import pytest
 
 from lotterykit.errors import ArgumentError
+from lotterykit.experiments.grid import Grid, load_toml
 from lotterykit.experiments.spec import (
+    LADDER,
     METHODS,
     RESULTS_VERSION,
     CellSpec,
-    Grid,
     derive_seed,
     group,
-    load_toml,
 )
 
 BASE = {"task": "circle", "method": "snip", "density": 0.1}
@@ -67,6 +67,14 @@ def test_key_depends_on_the_results_version(monkeypatch):
         ({"noise": 2.0}, "got 2.0"),
         ({"method": "oracle"}, 'must be "truth"'),
         ({"shots": 3}, 'pipeline "multi-shot" only'),
+        ({"score_epochs": 3}, 'pipeline "edge-popup" only'),
+        ({"method": "edge-popup"}, 'pipeline "edge-popup" takes the methods'),
+        ({"pipeline": "edge-popup"}, "got snip in pipeline"),
+        ({"method": "edge-popup", "pipeline": "edge-popup", "rounds": 2}, "rounds is for scores that prune"),
+        ({"method": "oracle-neurons"}, 'density must be "truth"'),
+        ({"method": "oracle-neurons", "density": "truth", "rounds": 2}, "searches nothing"),
+        ({"planted": False, "gain": 0.0}, "plants none"),
+        ({"planted": False, "method": "oracle", "density": "truth"}, "planted must be true"),
         ({"noise": 1e308, "task": "relu"}, "noise must be less than or equal to 1000000"),
         ({"lr": 1e308}, "lr must be less than or equal to"),
     ],
@@ -92,7 +100,7 @@ def test_every_count_has_a_limit(name, most):
             CellSpec(**{**multi, name: more})
     integers = {n for n, field in CellSpec.model_fields.items() if field.annotation is int}
     assert integers == {"seed", "width", "depth", "samples", "batch_size", "epochs", "rounds", "shots",
-                        "shot_epochs"}  # fmt: skip
+                        "shot_epochs", "score_epochs"}  # fmt: skip
 
 
 def test_missing_fields_are_named():
@@ -137,6 +145,14 @@ def test_the_oracle_is_one_for_all_searches():
     for other in ({"noise": [0.0, 0.1]}, {"epochs": [1, 2]}, {"gain": [0.0, 1.0]}, {"init": ["he_scaled",
                   "signed_constant"]}):  # fmt: skip
         assert len([c for c in Grid(spec=BASE, grid=other).cells() if c.method == "oracle"]) == 2
+
+
+def test_a_grid_of_rungs_and_of_unplanted_mothers():
+    known = {"method": [*LADDER, "snip"], "density": [0.1, "truth"], "rounds": [1, 100]}
+    cells = Grid(spec={"task": "circle"}, grid=known).cells()
+    assert sorted(c.method for c in cells) == sorted([*LADDER, *["snip"] * 4, "oracle"])
+    cells = Grid(spec=BASE, grid={"planted": [True, False]}).cells()
+    assert [(c.method, c.planted) for c in cells] == [("snip", True), ("oracle", True), ("snip", False)]
 
 
 def test_an_oracles_dropped_settings_must_be_good_all_the_same():

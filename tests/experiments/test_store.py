@@ -15,8 +15,9 @@ from fake_runner import row
 
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
+from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.schema import SCHEMA_VERSION
-from lotterykit.experiments.spec import CellSpec, Grid
+from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store, check_writable
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": [0.1, 0.5]}, seeds=3).cells()

@@ -16,7 +16,8 @@ import pytest
 
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.forecast import work
-from lotterykit.experiments.spec import CellSpec, Grid
+from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store
 from lotterykit.experiments.sweep import BATCH_SECONDS, Sweep, _batches
 

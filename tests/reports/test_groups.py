@@ -8,8 +8,10 @@ import pytest
 import synthetic
 
 from lotterykit.errors import ArgumentError
-from lotterykit.reports.groups import groups, make_sections
+from lotterykit.reports import captions, words
+from lotterykit.reports.groups import groups
 from lotterykit.reports.points import stat
+from lotterykit.reports.sections import make_sections
 
 
 def test_one_group_per_setting_and_one_series_per_method():
@@ -113,13 +115,58 @@ def test_settings_of_an_oracle_are_no_difference_to_show():
 def test_figures_are_sections_with_their_own_rows_only():
     rows = synthetic.rows(("circle",), ("snip",), (0.1,)) + synthetic.rows(("relu",), ("snip",), (0.1,))
     keys = [r["key"] for r in rows if r["spec"]["task"] == "circle"]
-    figure = {"number": 9, "title": "Nine", "overlay": None, "keys": keys}
-    (nine, ten) = make_sections(rows, [figure, {**figure, "number": 10, "keys": []}])
-    assert (nine.heading, nine.number, [g.task for g in nine.groups]) == ("Figure 9: Nine", 9, ["circle"])
+    figure = {"name": 9, "title": "Nine", "overlay": None, "keys": keys}
+    (nine, ten) = make_sections(rows, [figure, {**figure, "name": "ladder", "keys": []}])
+    assert (nine.heading, nine.name, [g.task for g in nine.groups]) == (
+        "Figure 9: Nine",
+        "Figure 9",
+        ["circle"],
+    )
     assert len(nine.rows) == len(keys)
     assert ten.groups == ten.rows == ()
+    assert (ten.heading, ten.name) == ("Ladder: Nine", "Ladder")
     with pytest.raises(ArgumentError, match="no rows"):
         make_sections(rows, [{**figure, "keys": []}])
+
+
+def test_edge_popup_stands_beside_multi_shot():
+    shots = synthetic.rows(("circle",), ("snip",), (0.1, "truth"), pipeline="multi-shot", score_epochs=10)
+    popup = {"pipeline": "edge-popup", "score_epochs": 10}
+    rows = [*shots, *synthetic.rows(("circle",), ("edge-popup",), (0.1, "truth"), **popup)]
+    (group,) = groups(rows)
+    assert group.pipeline == "multi-shot"
+    assert [s.label for s in group.series] == ["snip", "edge-popup"]
+    assert len(group.truth) == 2
+    assert "edge-popup instead: 10 epochs" in captions.metric_caption(group)
+    longer = synthetic.rows(("circle",), ("edge-popup",), (0.1,), **{**popup, "score_epochs": 20})
+    assert len(groups([*rows, *longer])) == 3  # two lines of one name would be no figure
+    (alone,) = groups(rows[len(shots) :])
+    assert alone.pipeline == "edge-popup"
+
+
+def test_unplanted_mothers_borrow_the_truth_of_their_twins():
+    planted = synthetic.rows(("circle",), ("snip",), (0.1, "truth"), planted=True)
+    bare = [r for r in synthetic.rows(("circle",), ("snip",), (0.1, "truth"), planted=False)
+            if r["spec"]["method"] != "oracle"]  # fmt: skip
+    found = {g.unplanted: g for g in groups(planted + bare)}
+    assert len(found[True].truth) == 2
+    assert "Nothing is planted" in found[True].truth_note
+    assert "unplanted" in found[True].title
+    assert "gain" not in found[True].title
+    assert "unplanted" in found[True].slug
+    assert "planted" not in found[False].title
+
+
+def test_the_ladder_is_no_search():
+    rungs = ("random", "oracle-densities", "oracle-less-10")
+    (group,) = groups(synthetic.rows(("circle",), rungs, ("truth",)))
+    assert group.ladder
+    assert [s.label for s in group.series] == list(rungs)
+    assert [s.label for s in group.searched] == ["random"]
+    assert "oracle-less-10" in " ".join(text for _, text in words.notes(group))
+    assert "oracle-less" not in words.lead([group])
+    (mixed,) = groups(synthetic.rows(("circle",), rungs, ("truth", 0.1)))
+    assert not mixed.ladder
 
 
 def test_stat_leaves_out_what_is_missing():

@@ -192,9 +192,9 @@ def test_a_section_for_each_figure_with_its_rows_only(tmp_path):
     rows += synthetic.rows(("relu",), ("snip",), ("truth",)) + synthetic.rows(("helix",), ("grasp",), (0.5,))
     keys = {t: {r["key"] for r in rows if r["spec"]["task"] == t} for t in ("circle", "relu")}
     figures = [
-        {"number": 3, "title": "Singleshot results", "overlay": None, "keys": keys["relu"]},
-        {"number": 7, "title": "Finetuning", "overlay": "reset", "keys": keys["circle"]},
-        {"number": 9, "title": "Not yet run", "overlay": None, "keys": []},
+        {"name": 3, "title": "Singleshot results", "overlay": None, "keys": keys["relu"]},
+        {"name": 7, "title": "Finetuning", "overlay": "reset", "keys": keys["circle"]},
+        {"name": 9, "title": "Not yet run", "overlay": None, "keys": []},
     ]
     text = _text(write_report(rows, tmp_path, figures=figures))
     for word in ("Figure 3: Singleshot results", "Figure 7: Finetuning", "Figure 9: Not yet run",

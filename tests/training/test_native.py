@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.training.batched import TorchBatch
+from lotterykit.training.batched_scores import TorchScoreBatch
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.replicas import RunSpec, train_replicas
+from lotterykit.training.scored import ScoreTraining
 
 pytestmark = pytest.mark.skipif(dispatch.missing("cpu") is not None, reason="lotterykit._cpu is not built")
 
@@ -40,6 +44,12 @@ def native(specs: list[RunSpec], isa: str = "best"):
     from lotterykit.training.native import NativeBatch
 
     return NativeBatch(specs, torch.device("cpu"), isa=isa)
+
+
+def native_scores(specs: list[RunSpec], isa: str = "best"):
+    from lotterykit.training.native import NativeScoreBatch
+
+    return NativeScoreBatch(specs, torch.device("cpu"), isa=isa)
 
 
 def spec(
@@ -234,3 +244,79 @@ def test_classes_out_of_range(label: int) -> None:
     run.data.y_train[7] = label
     with pytest.raises(ArgumentError, match=r"y_train must hold classes in \[0, 4\)"):
         train_replicas([run])
+
+
+def scored(
+    training: ScoreTraining, recipe: Recipe, seed: int, *, ties: bool = False, **kwargs: Any
+) -> RunSpec:
+    """A network whose scores are trained; `ties`: scores of few values, zeros and both signs."""
+    run = replace(spec((3, 23, 18, 4), recipe, 1.0, seed=seed, **kwargs), masks=None, scores=training)
+    if not ties:
+        return run
+    g = torch.Generator().manual_seed(seed)
+    low = 0 if training.method == "gem-miner" else -2
+    names = training.names({k: w.shape for k, w in (run.weights or {}).items()})
+    start = {k: torch.randint(low, 3, run.weights[k].shape, generator=g).to(run.dtype) / 2 for k in names}
+    return replace(run, scores=replace(training, start=start))
+
+
+SGD_SCORES = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
+SCORINGS = {
+    "layer": ScoreTraining(density=0.3),
+    "global": ScoreTraining(density=0.05, scope="global"),
+    "biases": ScoreTraining(density=0.4, bias=True),
+    "annealed": ScoreTraining(density=0.02, anneal=True, scope="global", bias=True),
+    "all": ScoreTraining(density=1.0),
+    "none": ScoreTraining(density=1e-6),
+    "gem": ScoreTraining("gem-miner", density=0.1, penalty=1e-3, freeze_every=2),
+    "gem layer": ScoreTraining("gem-miner", density=0.3, scope="layer", freeze_every=1, bias=True),
+    "gem zero": ScoreTraining("gem-miner"),
+}
+
+
+@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("rule", [SGD_SCORES, {}], ids=["sgd", "adam"])
+def test_score_training_equals_torch(name: str, rule: dict) -> None:
+    """float64, 200 steps, masks and all; scores that tie and scores that don't."""
+    recipe = Recipe("cross_entropy", epochs=25, batch_size=16, **rule)
+    runs = [scored(SCORINGS[name], recipe, seed=1), scored(SCORINGS[name], recipe, seed=2, ties=True)]
+    expected = TorchScoreBatch(runs, torch.device("cpu")).train(200, None)
+    found = native_scores(runs).train(200, None)
+    assert_same(found, expected, 1e-9)
+    for ours, theirs in zip(found, expected, strict=True):
+        for key, mask in theirs.masks.items():
+            assert torch.equal(ours.masks[key], mask), key
+            scale = float(theirs.scores[key].abs().max()) or 1.0
+            assert float((ours.scores[key] - theirs.scores[key]).abs().max()) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_first_masks_on_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    """Exact counts and the seeded order of ties, before any step; then bitwise alone and in company."""
+    if isa not in levels():
+        pytest.skip(f"this processor has no {isa}")
+    runs = [
+        scored(
+            training, Recipe("cross_entropy", epochs=2, **SGD_SCORES), seed=i, ties=i % 2 == 0, dtype=dtype
+        )
+        for i, training in enumerate(t for t in SCORINGS.values() if t.method == "edge-popup")
+    ]
+    for run, ours in zip(runs, native_scores(runs, isa).train(0, None), strict=True):
+        (theirs,) = TorchScoreBatch([run], torch.device("cpu")).train(0, None)
+        assert all(torch.equal(ours.masks[key], mask) for key, mask in theirs.masks.items())
+    together = native_scores(runs, isa).train(None, None)
+    for run, whole in zip(runs, together, strict=True):
+        (alone,) = native_scores([run], isa).train(None, None)
+        assert alone.curve == whole.curve
+        assert all(torch.equal(alone.scores[key], scores) for key, scores in whole.scores.items())
+
+
+def test_scores_that_diverge() -> None:
+    """A NaN ranks below all numbers, and counts stay exact."""
+    recipe = Recipe("mse", epochs=2, batch_size=32, optimizer="sgd", lr=1e38)
+    run = scored(ScoreTraining(density=0.9), recipe, seed=0, dtype=torch.float32)
+    (result,) = native_scores([run]).train(None, None)
+    assert any(bool(scores.isnan().any()) for scores in result.scores.values())
+    for key, mask in result.masks.items():
+        assert int(mask.sum()) == round(0.9 * mask.numel()), key

@@ -1,0 +1,140 @@
+"""`Grid`: many cells from lists of values; what a sweep's TOML file holds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lotterykit.errors import ArgumentError, check_seed, unknown_name
+from lotterykit.experiments.spec import (
+    EDGE_POPUP,
+    EDGE_POPUP_ONLY,
+    LADDER,
+    PIPELINE_ONLY,
+    SEARCH_ONLY,
+    CellSpec,
+    clear_error,
+)
+
+MAX_CELLS = 1_000_000
+MAX_TOML_BYTES = 1 << 20
+
+
+class Grid(BaseModel):
+    """A sweep: every field of `spec` and `grid` may be one value or a list; `grid` overrides `spec`.
+
+    `seeds` is a count (0, 1, ..., seeds - 1) or a list. Unless `oracle` is false, each seed and setting also
+    gets the row of the planted ticket itself, which draws the ground-truth line of the figures.
+    Raises `ArgumentError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    spec: dict[str, Any] = {}
+    grid: dict[str, Any] = {}
+    seeds: int | list[int] | None = None
+    oracle: bool = True
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise clear_error(error, type(self)) from None
+
+    def cells(self) -> list[CellSpec]:
+        """Every cell once, in the order of the lists. Raises `ArgumentError`, also for an empty grid."""
+        self.check_names()
+        fields = {name: _listed(name, value) for name, value in {**self.spec, **self.grid}.items()}
+        if self.seeds is not None:
+            fields["seed"] = _seeds(self.seeds)
+        total = math.prod(len(values) for values in fields.values())
+        if total > MAX_CELLS:
+            raise ArgumentError(f"the grid has {total} cells, at most {MAX_CELLS} are allowed")
+        pipelines = set(map(str, fields.get("pipeline", ())))
+        cells: dict[CellSpec, None] = {}
+        settled: set[tuple] = set()  # seeds and settings that have their oracle
+        for chosen in itertools.product(*fields.values()):
+            values = dict(zip(fields, chosen, strict=True))
+            if len(pipelines) > 1:
+                own = values["pipeline"]
+                values = {k: v for k, v in values.items() if PIPELINE_ONLY.get(k, own) == own}
+            known = {k: v for k, v in values.items() if k not in SEARCH_ONLY} | {"density": "truth"}
+            truth = {k: v for k, v in known.items() if k != "planted"} | {"method": "oracle"}
+            if values.get("method") == "oracle":
+                CellSpec(**{**values, "density": "truth"})  # what is dropped must be good all the same
+                values = truth
+            elif values.get("method") in LADDER:
+                values = known
+            cells[CellSpec(**values)] = None
+            setting = tuple(truth.items())
+            if self.oracle and setting not in settled:
+                settled.add(setting)
+                cells[CellSpec(**truth)] = None
+        return list(cells)
+
+    def check_names(self) -> None:
+        """Raises `ArgumentError` for a key of `spec` or `grid` that is no field of a cell."""
+        for name in (*self.spec, *self.grid):
+            if name in Grid.model_fields:
+                raise ArgumentError(f"{name} belongs at the top, beside spec and grid, not into them")
+            if name not in CellSpec.model_fields:
+                raise unknown_name("key", name, CellSpec.model_fields)
+
+    def check_values(self) -> None:
+        """Raises `ArgumentError` for a name or a value that no cell could have, whatever the others are."""
+        self.check_names()
+        for name, value in (*self.spec.items(), *self.grid.items()):
+            for one in _listed(name, value):
+                density = "truth" if one == "oracle" else 1.0
+                fits_all = {"task": "relu", "method": "snip", "density": density, "pipeline": "multi-shot"}
+                if one in EDGE_POPUP or name in EDGE_POPUP_ONLY:
+                    fits_all |= {"method": "edge-popup", "pipeline": "edge-popup"}
+                elif one in LADDER:
+                    fits_all |= {"density": "truth"}
+                CellSpec(**{**fits_all, name: one})
+        if self.seeds is not None:
+            _seeds(self.seeds)
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    values = list(value) if isinstance(value, list | tuple | range) else [value]
+    if not values:
+        raise ArgumentError(f"{name} has no value: its list is empty")
+    return values
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, int):
+        if not 1 <= seeds <= MAX_CELLS:
+            raise ArgumentError(f"seeds is how many seeds to run, from 1 to {MAX_CELLS}, got {seeds}")
+        return list(range(seeds))
+    return [check_seed(seed) for seed in _listed("seeds", seeds)]
+
+
+def load_toml(path: str | Path) -> Grid:
+    """The `Grid` of a TOML file with tables `[spec]` and `[grid]` and the keys `seeds` and `oracle`.
+
+    Checks each name and value for itself: what the file leaves out may still be added.
+    Raises `ArgumentError` with the file's name for anything it cannot read or does not know.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no sweep specification")
+        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+        grid = Grid(**loaded)
+        grid.check_values()
+    except OSError as error:
+        raise ArgumentError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArgumentError(f"{path}: not valid TOML: {reason}") from None
+    except ArgumentError as error:
+        raise ArgumentError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    return grid
