@@ -27,7 +27,7 @@ STYLES = {
     "masked_linear": ("#E69F00", "v"),
     "sddmm": ("#D55E00", "o"),
     "topk_mask": ("#D55E00", "o"),
-    "dense": ("#7F7F7F", "X"),
+    "dense": ("#B5B5B5", "x"),
     "dense-masked": ("#7F7F7F", "X"),
     "torch-compile": ("#333333", "P"),
     "torch-csr": ("#0072B2", "s"),
@@ -65,7 +65,7 @@ def check_ready() -> None:
 
 def speedup(document: Mapping[str, Any], path: Path) -> None:
     """Write the chart of speed-up over the op's baseline against density, a panel for each shape and work."""
-    panels = _panels(document["rows"])
+    panels = panels_of(document["rows"])
     with _ink(path.stem):
         figure = _figure(len(panels))
         for ax, (title, rows) in zip(figure.axes, panels.items(), strict=True):
@@ -85,7 +85,7 @@ def roofline(document: Mapping[str, Any], path: Path) -> None:
         raise ArgumentError("a roofline needs products to count: these rows have none")
     if not document.get("ceilings"):
         raise ArgumentError("a roofline needs ceilings of the same run: measure again with --roofline")
-    panels = _panels(rows)
+    panels = panels_of(rows)
     with _ink(path.stem):
         figure = _figure(len(panels))
         for ax, (title, shown) in zip(figure.axes, panels.items(), strict=True):
@@ -111,7 +111,8 @@ def crossover(points: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-def _panels(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def panels_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title -> rows of one panel. Raises `ArgumentError` for more panels than a chart shows."""
     found: dict[str, list[Row]] = {}
     varied = {f for f in ("dtype", "threads", "device") if len({row.get(f) for row in rows}) > 1}
     for row in rows:
@@ -146,7 +147,8 @@ def _draw_speedup(ax: Axes, title: str, rows: Sequence[Row]) -> None:
     at = crossover(lines.get(ours, []))
     if at is not None:
         ax.axvline(at, color=_style(ours)["color"], linewidth=1.0, linestyle=(0, (2, 2)))
-        ax.annotate(f"crossover {at:.2g}", (at, 1.0), (-4, 6), textcoords="offset points", ha="right")
+        where: Any = ax.get_xaxis_transform()  # at the top, where no line is near its crossover
+        ax.text(at, 0.97, f"crossover {at:.2g} ", transform=where, ha="right", va="top", fontsize=9)
     ax.set_title(title)
     _log_axes(ax, "density (kept / total)", f"times faster than {baseline}")
 
@@ -156,24 +158,26 @@ def _draw_roofline(ax: Axes, title: str, rows: Sequence[Row], ceilings: Sequence
     roof = next((c for c in ceilings if all(c[f] == rows[0][f] for f in same)), None)
     if roof is None:
         raise ArgumentError(f"{title}: no ceilings for {rows[0]['threads']} threads and {rows[0]['dtype']}")
-    places = [row["flops"] / row["traffic"] for row in rows]
-    ends = [min(places) / 3, max(*places, roof["gflops"] / roof["memory"]) * 3]
+    intensities = [row["flops"] / row["traffic"] for row in rows]
+    ends = [min(intensities) / 3, max(*intensities, roof["gflops"] / roof["memory"]) * 3]
     for level, dashes in (("L2", "-"), ("L3", (0, (5, 1.5))), ("memory", (0, (1, 1)))):
         knee = min(max(roof["gflops"] / roof[level], ends[0]), ends[1])
         xs = [ends[0], knee, ends[1]]
         ys = [min(roof["gflops"], roof[level] * x) for x in xs]
         ax.plot(xs, ys, color="#000000", linewidth=1.0, linestyle=dashes)
-        ax.annotate(
-            f"{level} {roof[level]:.0f} GB/s", (xs[0], ys[0]), (2, 3), textcoords="offset points", size=8
-        )
+        place = {"L2": 0.0, "L3": 0.35, "memory": 0.0}[level]  # of the slope, so that no label meets another
+        x = ends[0] * (knee / ends[0]) ** place
+        at, below = (x, min(roof["gflops"], roof[level] * x)), {"L2": 5, "L3": -9, "memory": -9}[level]
+        words = f"{level} {roof[level]:.0f} GB/s"
+        ax.annotate(words, at, (6, below), textcoords="offset points", size=8)
     ax.annotate(
         f"{roof['gflops']:.0f} GFLOP/s", (ends[1], roof["gflops"]), (0, 3), textcoords="offset points",
         size=8, ha="right",
     )  # fmt: skip
     lines: dict[str, list[tuple[float, float]]] = {}
-    for row, place in zip(rows, places, strict=True):
+    for row, intensity in zip(rows, intensities, strict=True):
         for name, timing in row["us"].items():
-            lines.setdefault(name, []).append((place, row["flops"] / timing["median"] / 1e3))
+            lines.setdefault(name, []).append((intensity, row["flops"] / timing["median"] / 1e3))
     for name, points in lines.items():
         ax.plot(*zip(*sorted(points), strict=True), label=name, **_style(name) | {"linewidth": 0.8})
     ax.set_title(title)

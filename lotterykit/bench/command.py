@@ -106,9 +106,8 @@ def bench(
             raise ArgumentError("--json writes what was measured: it does not go with --from")
         content = _chosen(from_, axes)
     else:
-        content = _measured(
-            op or "", axes, _split(peers), _split(backend), device, repeats, roofline is not None
-        )
+        names = _split(peers), _split(backend)
+        content = _measured(op or "", axes, *names, device, repeats, plot is not None, roofline is not None)
     _write(content, json, plot, roofline)
     return 0
 
@@ -120,18 +119,24 @@ def _measured(
     backends: Sequence[str],
     device: str,
     repeats: int,
-    with_ceilings: bool,
+    charted: bool,
+    roofed: bool,
 ) -> dict[str, Any]:
     from rich.console import Console
 
-    from lotterykit.bench import kernels, results
+    from lotterykit.bench import charts, kernels, results
     from lotterykit.bench.tables import show_rows
 
     entries = kernels.entries_of(op, peers, backends)
     settings = kernels.grid(op, device=device, **axes)
     kernels.check_repeats(repeats)
-    if with_ceilings:
+    # What no chart can show is said now and not after the measuring.
+    if roofed:
         kernels.check_roofline(op, device)
+    if charted:
+        kernels.check_baseline(op, entries)
+    if charted or roofed:
+        charts.panels_of([setting.as_dict() for setting in settings])
     screen = Console(stderr=True)
     with screen.status("starting") as status:
 
@@ -140,7 +145,7 @@ def _measured(
             status.update(f"{op} {shown} density {row['density']:g} {row['dtype']} {row['work']}: measured")
 
         rows = kernels.measure_all(settings, entries, repeats=repeats, report=report)
-        more = {"ceilings": kernels.ceilings_of(settings)} if with_ceilings else {}
+        more = {"ceilings": kernels.ceilings_of(settings)} if roofed else {}
     show_rows(rows)
     return results.document(rows, repeats=repeats, device=device, **more)
 

@@ -173,6 +173,12 @@ def check_repeats(repeats: object) -> None:
         raise ArgumentError(f"repeats must lie in [1, {REPEATS}], got {repeats!r}")
 
 
+def check_baseline(op: str, entries: dict[str, Entry]) -> None:
+    """Raises `ArgumentError` where the peer that speed-ups are over is not among the entries."""
+    if OPS[op].baseline not in entries:
+        raise ArgumentError(f"--plot shows speed-ups over {OPS[op].baseline}: name it in --peers")
+
+
 def check_roofline(op: str, device: str) -> None:
     """Raises `ArgumentError` where there is nothing to put under a roof, or no roof is measured."""
     if "batch" not in OPS[op].sides:

@@ -1,4 +1,4 @@
-"""What a terminal shows: one line a setting, the goals, and the list of ops and peers."""
+"""What a terminal shows: rows by setting, the goals, and the list of ops and peers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lotterykit.bench.goals import Verdict
 from lotterykit.bench.peers import PEERS
@@ -16,28 +17,28 @@ Row = Mapping[str, Any]
 
 
 def show_rows(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Each setting with the time of the first of ours, the others as multiples of it; then the refusals."""
+    """A table for each shape, dtype, threads and work: peers down, densities across; then the refusals.
+
+    A cell is the median in microseconds, the multiple of the first of ours, and below them the 20th and 80th
+    percentile.
+    """
     console = console or Console()
-    names = list(dict.fromkeys(name for row in rows for name in row["us"]))
-    ours = [name for name in names if any(row.get("ours") == name for row in rows)]
-    table = Table(title="median [p20, p80] of ours; others: their time over ours", title_justify="left")
-    products = any("gflops" in row for row in rows)
-    for heading in ("shape", "density", "dtype", "threads", "work"):
-        table.add_column(heading, overflow="fold")
-    for name in [f"{' / '.join(ours)} us"] * bool(ours) + ["GFLOP/s"] * products:
-        table.add_column(name, justify="right")
-    others = [name for name in names if name not in ours]
-    for name in others:
-        table.add_column(name, justify="right")
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        cells = ["x".join(map(str, row["shape"])), f"{row['density']:g}", row["dtype"]]
-        cells += [str(row["threads"]), row["work"]]
-        if ours:
-            cells.append(_own_time(row))
-        if products:
-            cells.append(f"{row['gflops']:.1f}" if "gflops" in row else "")
-        table.add_row(*cells, *(_multiple(row, name) for name in others))
-    console.print(table)
+        shape = "x".join(map(str, row["shape"]))
+        threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+        groups.setdefault(f"{row['op']} {shape} {row['work']}, {row['dtype']}, {threads}", []).append(row)
+    for title, group in groups.items():
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("us a call", no_wrap=True)
+        for row in group:
+            table.add_column(f"density {row['density']:g}", justify="right")
+        for name in dict.fromkeys(name for row in group for name in row["us"]):
+            table.add_row(Text(name), *(_cell(row, name) for row in group))
+        if any("gflops" in row for row in group):
+            table.add_section()
+            table.add_row("GFLOP/s of ours", *(f"{row.get('gflops', 0):.1f}" for row in group))
+        console.print(table)
     for name, reason in _refusals(rows).items():
         console.print(f"{name}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
@@ -71,17 +72,18 @@ def show_list(console: Console | None = None) -> None:
     console.print(peers)
 
 
-def _own_time(row: Row) -> str:
-    if "ours" not in row:
-        return ""
-    timing = row["us"][row["ours"]]
-    return f"{timing['median']:.0f} [{timing['p20']:.0f}, {timing['p80']:.0f}]"
+def _cell(row: Row, name: str) -> Text:
+    timing = row["us"].get(name)
+    if timing is None:
+        return Text("-")
+    ratio = row.get("ratio", {}).get(name)
+    multiple = "" if ratio is None else f"  {ratio:.2f}x"
+    spread = f"{_number(timing['p20'])}..{_number(timing['p80'])}"
+    return Text.assemble(f"{_number(timing['median'])}{multiple}\n", (spread, "dim"))
 
 
-def _multiple(row: Row, name: str) -> str:
-    if name in row.get("ratio", {}):
-        return f"{row['ratio'][name]:.2f}x"
-    return f"{row['us'][name]['median']:.0f} us" if name in row["us"] else "-"
+def _number(us: float) -> str:
+    return f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
 def _refusals(rows: Sequence[Row]) -> dict[str, str]:
