@@ -3,7 +3,8 @@
     python benchmarks/linear.py [--shapes 128x1024x1024] [--densities .1,.05,.01,.001] [--threads 1]
 
 Shapes are batch x in x out, float32, through autograd, the gradient of x included. This is `lotterykit bench
-linear` with the goals' grid; it writes results/<machine>-linear.json and, with --roofline, an SVG.
+linear` with the goals' grid; it writes results/<machine>-linear.json, from which `lotterykit bench --from`
+draws the charts.
 """
 
 from __future__ import annotations
@@ -24,11 +25,9 @@ def main() -> int:
     parser.add_argument("--densities", default="1,.5,.2,.1,.05,.01,.001")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--repeats", default="41")
-    parser.add_argument("--roofline")
     options = parser.parse_args()
     flags = ["--shape", options.shapes, "--density", options.densities, "--threads", options.threads]
     flags += ["--repeats", options.repeats, "--json", str(RESULTS / f"{machine()}-linear.json")]
-    flags += ["--roofline", options.roofline] if options.roofline else []
     return invoke(["bench", "linear", *flags])
 
 

@@ -187,7 +187,7 @@ def _draw_roofline(ax: Axes, title: str, rows: Sequence[Row], ceilings: Sequence
 def _style(name: str) -> dict[str, Any]:
     base, _, backend = name.partition(":")
     color, marker = STYLES.get(base, SPARE)
-    mine = base in PEERS and PEERS[base].ours is not None
+    mine = base in PEERS and bool(PEERS[base].ours)
     dashes: Any = (0, (3, 1, 1, 1)) if backend else "-"
     return {
         "color": color,

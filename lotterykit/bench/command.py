@@ -63,11 +63,11 @@ def bench(
     repeats
         Timed calls of each peer; one that takes 3 seconds in all stops earlier.
     json
-        Write the results, with machine and versions, to this file.
+        Write the results, with machine, versions and ceilings, to this file.
     plot
         Write an SVG of speed-up against density, the crossover marked (needs the extra [plot]).
     roofline
-        Measure peak FLOP/s and bandwidths too and write an SVG of all peers under them.
+        Write an SVG of all peers under peak FLOP/s and bandwidths, which are measured in the same run.
     from_
         Draw from a results file instead of measuring; --shape, --density, --dtype, --threads and --work
         choose among its rows.
@@ -107,7 +107,16 @@ def bench(
         content = _chosen(from_, axes)
     else:
         names = _split(peers), _split(backend)
-        content = _measured(op or "", axes, *names, device, repeats, plot is not None, roofline is not None)
+        content = _measured(
+            op or "",
+            axes,
+            *names,
+            device,
+            repeats,
+            charted=plot is not None,
+            roofed=roofline is not None,
+            kept=json is not None,
+        )
     _write(content, json, plot, roofline)
     return 0
 
@@ -119,8 +128,10 @@ def _measured(
     backends: Sequence[str],
     device: str,
     repeats: int,
+    *,
     charted: bool,
     roofed: bool,
+    kept: bool,
 ) -> dict[str, Any]:
     from rich.console import Console
 
@@ -131,8 +142,8 @@ def _measured(
     settings = kernels.grid(op, device=device, **axes)
     kernels.check_repeats(repeats)
     # What no chart can show is said now and not after the measuring.
-    if roofed:
-        kernels.check_roofline(op, device)
+    if roofed and (reason := kernels.roofline_refusal(op, device)) is not None:
+        raise ArgumentError(reason)
     if charted:
         kernels.check_baseline(op, entries)
     if charted or roofed:
@@ -145,7 +156,8 @@ def _measured(
             status.update(f"{op} {shown} density {row['density']:g} {row['dtype']} {row['work']}: measured")
 
         rows = kernels.measure_all(settings, entries, repeats=repeats, report=report)
-        more = {"ceilings": kernels.ceilings_of(settings)} if roofed else {}
+        # A file that is kept can be drawn under its roof later.
+        more = {"ceilings": kernels.ceilings_of(settings)} if roofed or kept else {}
     show_rows(rows)
     return results.document(rows, repeats=repeats, device=device, **more)
 

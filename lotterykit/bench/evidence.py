@@ -16,7 +16,7 @@ LEAST = 0.001  # a band that begins lower need not be measured lower
 def entry_of(route: Route) -> tuple[str, str] | None:
     """The bench op and the peer that stand for the route's op, or None where `PEERS` has no row of it."""
     for name, peer in PEERS.items():
-        if peer.ours == route.op:
+        if peer.ours[:1] == (route.op,):
             return next(iter(peer.serves)) if name not in peer.serves else name, name
     return None
 

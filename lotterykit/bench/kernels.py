@@ -15,7 +15,7 @@ from lotterykit.bench.contender import Contender
 from lotterykit.bench.peers import PEERS, Peer, forced, unserved
 from lotterykit.bench.problems import DTYPES, OPS, Problem, Setting, parse_shape
 from lotterykit.bench.timing import alternate
-from lotterykit.errors import ArgumentError, LotterykitError, check_density, unknown_name
+from lotterykit.errors import ArgumentError, check_density, unknown_name
 from lotterykit.ops.dispatch import BACKENDS
 
 SECONDS = 3.0  # a peer that has taken as long gets no further turn
@@ -131,9 +131,7 @@ def admitted(problem: Problem, entries: dict[str, Entry]) -> tuple[dict[str, Con
                     reason = None if peer.floor else problem.wrong(outputs)
                     if reason is not None:
                         reason = f"wrong: {reason}"
-                except Exception as error:
-                    if isinstance(error, LotterykitError) and peer.ours is None:
-                        raise
+                except Exception as error:  # whatever a peer does, the others are measured
                     reason = f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if reason is None:
             ready[name] = contender
@@ -159,9 +157,10 @@ def measure_all(
 
 
 def ceilings_of(settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """`cpu_ceilings` for each dtype and thread count of the settings, for a roofline of the same run."""
+    """`cpu_ceilings` for each dtype and thread count of those settings that a roofline can show."""
     found = []
-    for dtype, threads in dict.fromkeys((s.dtype, s.threads) for s in settings):
+    under_a_roof = [s for s in settings if roofline_refusal(s.op, s.device) is None]
+    for dtype, threads in dict.fromkeys((s.dtype, s.threads) for s in under_a_roof):
         with _threads(threads):
             found.append({"dtype": dtype, "threads": threads, **cpu_ceilings(DTYPES[dtype])})
     return found
@@ -179,12 +178,11 @@ def check_baseline(op: str, entries: dict[str, Entry]) -> None:
         raise ArgumentError(f"--plot shows speed-ups over {OPS[op].baseline}: name it in --peers")
 
 
-def check_roofline(op: str, device: str) -> None:
-    """Raises `ArgumentError` where there is nothing to put under a roof, or no roof is measured."""
+def roofline_refusal(op: str, device: str) -> str | None:
+    """Why there is nothing to put under a roof, or no roof, or None."""
     if "batch" not in OPS[op].sides:
-        raise ArgumentError(f"{op} has no products to count, so no roofline")
-    if device != "cpu":
-        raise ArgumentError(f"a roofline is drawn of the CPU, got device {device}")
+        return f"{op} has no products to count, so no roofline"
+    return None if device == "cpu" else f"a roofline is drawn of the CPU, got device {device}"
 
 
 @contextlib.contextmanager

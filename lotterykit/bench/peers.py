@@ -29,12 +29,12 @@ from lotterykit.ops.topk_mask import topk_mask
 
 @dataclass(frozen=True)
 class Peer:
-    """A row of `PEERS`; `ours` names the op of ours that a backend is forced for; a `floor` computes less
-    than what is asked, so its time is a bound and its result is not checked."""
+    """A row of `PEERS`; `ours` names the op of ours behind it, then those of its backward, for which a
+    backend is forced; a `floor` computes less than what is asked: a bound, so its result is not checked."""
 
     what: str
     serves: Mapping[str, Builder]
-    ours: str | None = None
+    ours: tuple[str, ...] = ()
     floor: bool = False
     absent: Callable[[], str | None] = lambda: None
     refuses: Callable[[Setting], str | None] = field(default=lambda setting: None)
@@ -166,11 +166,11 @@ def _csr_refuses(setting: Setting) -> str | None:
 
 @contextlib.contextmanager
 def forced(peer: Peer, backend: str | None) -> Iterator[None]:
-    """A backend forced for the op of a peer of ours, or nothing."""
-    if backend is None or peer.ours is None:
+    """A backend forced for the ops of a peer of ours, or nothing."""
+    if backend is None or not peer.ours:
         yield
         return
-    with dispatch.use_backend(backend, ops=[peer.ours]):
+    with dispatch.use_backend(backend, ops=peer.ours):
         yield
 
 
@@ -178,11 +178,12 @@ def unserved(peer: Peer, backend: str | None, setting: Setting) -> str | None:
     """Why `peer`, forced to `backend`, does not take `setting`, or None where it does."""
     if (reason := peer.absent()) is not None:
         return reason
-    if (reason := peer.refuses(setting)) is not None or peer.ours is None:
+    if (reason := peer.refuses(setting)) is not None or not peer.ours:
         return reason
     with forced(peer, backend):
         try:
-            dispatch.select(dispatch.Call(peer.ours, setting.device, DTYPES[setting.dtype], setting.density))
+            for op in peer.ours:
+                dispatch.select(dispatch.Call(op, setting.device, DTYPES[setting.dtype], setting.density))
         except BackendError as error:
             lines = str(error).splitlines()[1:]
             reasons = dict(line.strip().split(": ", 1) for line in lines if ": " in line)
@@ -193,18 +194,18 @@ def unserved(peer: Peer, backend: str | None, setting: Setting) -> str | None:
 def is_theirs(name: str) -> bool:
     """Whether an entry of a results file is another's that does all the work."""
     peer = PEERS.get(name.split(":")[0])
-    return peer is not None and peer.ours is None and not peer.floor
+    return peer is not None and not peer.ours and not peer.floor
 
 
 _OF_LAYER = ("linear", "spmm")
 
 PEERS: dict[str, Peer] = {
-    "spmm": Peer("ours, on a static structure", dict.fromkeys(_OF_LAYER, _spmm), ours="spmm"),
+    "spmm": Peer("ours, on a static structure", dict.fromkeys(_OF_LAYER, _spmm), ours=("spmm", "sddmm")),
     "masked_linear": Peer(
-        "ours, on a dense weight and a mask", {"linear": _masked_linear}, ours="masked_linear"
+        "ours, on a dense weight and a mask", {"linear": _masked_linear}, ours=("masked_linear",)
     ),
-    "sddmm": Peer("ours, at the kept places", {"sddmm": _sddmm}, ours="sddmm"),
-    "topk_mask": Peer("ours, exact counts", {"topk": _topk_mask}, ours="topk_mask"),
+    "sddmm": Peer("ours, at the kept places", {"sddmm": _sddmm}, ours=("sddmm",)),
+    "topk_mask": Peer("ours, exact counts", {"topk": _topk_mask}, ours=("topk_mask",)),
     "dense-masked": Peer(
         "torch, weight * mask each time",
         dict.fromkeys(_OF_LAYER, _dense_masked) | {"sddmm": _masked_gradient},

@@ -138,7 +138,7 @@ def test_errors_of_an_op_that_is_ours_are_refusals_not_crashes(monkeypatch):
     def build(problem):
         raise BackendError("no backend")
 
-    monkeypatch.setitem(peers.PEERS, "spmm", Peer("ours", {"spmm": build}, ours="spmm"))
+    monkeypatch.setitem(peers.PEERS, "spmm", Peer("ours", {"spmm": build}, ours=("spmm",)))
     row = measure(setting("spmm"), entries_of("spmm", ["dense"]), repeats=1)
     assert row["refused"]["spmm"] == "fails: BackendError: no backend"
 
