@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="128x1024x1024,256x4096x4096,128x784x300,64x512x512")
+    parser.add_argument("--shapes", default="128x1024x1024,128x784x300,64x512x512,256x4096x4096")
     parser.add_argument("--densities", default="1,.5,.2,.1,.05,.01,.001")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--repeats", default="41")

@@ -165,11 +165,11 @@ def _draw_roofline(ax: Axes, title: str, rows: Sequence[Row], ceilings: Sequence
         xs = [ends[0], knee, ends[1]]
         ys = [min(roof["gflops"], roof[level] * x) for x in xs]
         ax.plot(xs, ys, color="#000000", linewidth=1.0, linestyle=dashes)
-        place = {"L2": 0.0, "L3": 0.35, "memory": 0.0}[level]  # of the slope, so that no label meets another
-        x = ends[0] * (knee / ends[0]) ** place
-        at, below = (x, min(roof["gflops"], roof[level] * x)), {"L2": 5, "L3": -9, "memory": -9}[level]
-        words = f"{level} {roof[level]:.0f} GB/s"
-        ax.annotate(words, at, (6, below), textcoords="offset points", size=8)
+        # On the slopes, so that no label meets another: the fastest above its line, the others below.
+        x = ends[0] * (knee / ends[0]) ** {"L2": 0.6, "L3": 0.35, "memory": 0.2}[level]
+        at, above = (x, min(roof["gflops"], roof[level] * x)), level == "L2"
+        where: dict[str, Any] = {"xytext": (-5, 4) if above else (6, -9), "ha": "right" if above else "left"}
+        ax.annotate(f"{level} {roof[level]:.0f} GB/s", at, textcoords="offset points", size=8, **where)
     ax.annotate(
         f"{roof['gflops']:.0f} GFLOP/s", (ends[1], roof["gflops"]), (0, 3), textcoords="offset points",
         size=8, ha="right",

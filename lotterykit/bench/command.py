@@ -63,7 +63,7 @@ def bench(
     repeats
         Timed calls of each peer; one that takes 3 seconds in all stops earlier.
     json
-        Write the results, with machine, versions and ceilings, to this file.
+        Write the results, with machine, versions and ceilings, to this file, anew after each setting.
     plot
         Write an SVG of speed-up against density, the crossover marked (needs the extra [plot]).
     roofline
@@ -115,7 +115,7 @@ def bench(
             repeats,
             charted=plot is not None,
             roofed=roofline is not None,
-            kept=json is not None,
+            json=json,
         )
     _write(content, json, plot, roofline)
     return 0
@@ -131,7 +131,7 @@ def _measured(
     *,
     charted: bool,
     roofed: bool,
-    kept: bool,
+    json: Path | None,
 ) -> dict[str, Any]:
     from rich.console import Console
 
@@ -148,18 +148,24 @@ def _measured(
         kernels.check_baseline(op, entries)
     if charted or roofed:
         charts.panels_of([setting.as_dict() for setting in settings])
-    screen = Console(stderr=True)
-    with screen.status("starting") as status:
+    # A file that is kept can be drawn under its roof later, and has what was measured when a run is stopped.
+    more = {"ceilings": kernels.ceilings_of(settings)} if roofed or json is not None else {}
+    rows: list[dict[str, Any]] = []
+
+    def content() -> dict[str, Any]:
+        return results.document(rows, repeats=repeats, device=device, **more)
+
+    with Console(stderr=True).status(f"{op}: 0 of {len(settings)} settings") as status:
 
         def report(row: dict[str, Any]) -> None:
-            shown = "x".join(map(str, row["shape"]))
-            status.update(f"{op} {shown} density {row['density']:g} {row['dtype']} {row['work']}: measured")
+            rows.append(row)
+            status.update(f"{op}: {len(rows)} of {len(settings)} settings")
+            if json is not None:
+                results.write(json, content())
 
-        rows = kernels.measure_all(settings, entries, repeats=repeats, report=report)
-        # A file that is kept can be drawn under its roof later.
-        more = {"ceilings": kernels.ceilings_of(settings)} if roofed or kept else {}
+        kernels.measure_all(settings, entries, repeats=repeats, report=report)
     show_rows(rows)
-    return results.document(rows, repeats=repeats, device=device, **more)
+    return content()
 
 
 def _chosen(path: Path, axes: dict[str, Any]) -> dict[str, Any]:
@@ -185,10 +191,8 @@ def _chosen(path: Path, axes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(content: dict[str, Any], json: Path | None, plot: Path | None, roofline: Path | None) -> None:
-    from lotterykit.bench import charts, results
+    from lotterykit.bench import charts
 
-    if json is not None:
-        results.write(json, content)
     if plot is not None:
         charts.speedup(content, plot)
     if roofline is not None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lotterykit.bench.goals import Verdict
+from lotterykit.bench.goals import Verdict, line
 from lotterykit.bench.peers import PEERS
 from lotterykit.bench.problems import OPS
 
@@ -44,17 +44,13 @@ def show_rows(rows: Sequence[Row], console: Console | None = None) -> None:
 
 
 def show_goals(verdicts: Sequence[Verdict], console: Console | None = None) -> None:
-    """A line a goal: wanted, found, and where it was worst."""
+    """A line a goal: wanted, found, against whom, and where it was worst."""
     console = console or Console()
-    table = Table()
-    for heading in ("goal", "what", "wanted", "found", "", "worst at"):
-        table.add_column(heading, justify="right" if heading in ("wanted", "found") else "left")
     for verdict in verdicts:
         goal = verdict.goal
-        wanted = f"{'<= ' if goal.most else ''}{goal.wanted:g}{goal.unit}"
-        found = "" if verdict.found is None else f"{verdict.found:.3g}{goal.unit}"
-        table.add_row(goal.name, goal.what, wanted, found, verdict.word, verdict.where)
-    console.print(table)
+        what = f"{goal.what}; worst: {verdict.where}" if verdict.where else goal.what
+        told = line(goal.name, what, verdict.found, goal.wanted, goal.unit, most=goal.most)
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     held = sum(verdict.holds for verdict in verdicts)
     console.print(f"{held} of {len(verdicts)} goals hold", highlight=False)
 
