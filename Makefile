@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test gpu-check clean
+.PHONY: demo test bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -28,6 +28,13 @@ $(VENV)/.demo: $(NATIVE)
 $(VENV)/.test: $(VENV)/.demo
 	$(INSTALL) --editable '.[plot,test]'
 	touch $@
+
+# The C table of the goals: measures this machine against every peer that is installed, then judges. Ratios are
+# of medians in alternating turns; leave the machine alone meanwhile. Peers: pip install sparseprop sparselab.
+bench: $(VENV)/.demo
+	$(RUN)/python benchmarks/linear.py
+	$(RUN)/python benchmarks/topk.py
+	$(RUN)/lotterykit bench --goals benchmarks/results
 
 # For a machine with an NVIDIA GPU and a stock PyTorch image: nothing is downloaded.
 gpu-check:

@@ -1,4 +1,4 @@
-"""The command line: `lotterykit sweep | report | reproduce | list | doctor`.
+"""The command line: `lotterykit sweep | report | reproduce | bench | list | doctor`.
 
 Whatever is wrong is said in one line on stderr, with exit status 2; failed cells give status 1, Ctrl-C 130.
 Heavy imports wait until a command needs them: `--help` loads neither torch nor matplotlib.
@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from lotterykit import __version__
+from lotterykit.bench.command import bench
 from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
 from lotterykit.experiments.flags import GridFlags, figure_names
 
@@ -33,6 +34,7 @@ app = App(
 )
 sweep = App(name="sweep", help="Run a grid of cells into a store; look at it, go on with it, export it.")
 app.command(sweep)
+app.command(bench)
 
 
 @sweep.command

@@ -1,9 +1,10 @@
-"""What a GPU can do at most, measured: copy bandwidth, matrix products, the cost of a launch."""
+"""What a machine can do at most, measured: bandwidths, matrix products, the cost of a launch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,41 @@ def ceilings(*, gigabytes: float = 4.0, side: int = 8192, seconds: float = 1.0) 
         measure(lambda: [one.add_(1) for _ in range(100)], device="cuda", seconds=0.2).median / 100
     )
     return result
+
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+USUAL = {"L2": 2**20, "L3": 2**25}  # bytes, where the system does not tell
+
+
+def cpu_ceilings(dtype: torch.dtype = torch.float32, *, seconds: float = 0.3) -> dict[str, float]:
+    """Measured peaks of the CPU on `torch.get_num_threads()` threads: "gflops" of a square matrix product,
+    and the GB/s at which a dot product reads what lies in "L2", in "L3" and in "memory".
+
+    A call on one element costs what is not reading: it is subtracted. The first cache is left out: what it
+    holds is read faster than a call begins.
+    """
+    side = 1024
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    found = {"gflops": 2e-3 * side**3 / measure(torch.mm, [(a, b)], seconds=seconds).p20}
+    one = torch.ones(1, dtype=dtype)
+    call = measure(torch.dot, [(one, one)], seconds=seconds / 3, most=5000).p20
+    caches = cache_bytes()
+    for name, size in (("L2", caches["L2"] // 2), ("L3", caches["L3"] // 2), ("memory", 6 * caches["L3"])):
+        x, y = (torch.ones(max(1, size // 2 // dtype.itemsize), dtype=dtype) for _ in range(2))
+        taken = measure(torch.dot, [(x, y)], seconds=seconds, most=2000).p20
+        found[name] = 1e-3 * 2 * x.numel() * dtype.itemsize / max(taken - call, 1e-2 * taken)
+    return found
+
+
+def cache_bytes() -> dict[str, int]:
+    """Bytes of the second and third cache, as Linux tells them."""
+    sizes = dict(USUAL)
+    for folder in sorted(CACHES.glob("index*")):
+        with contextlib.suppress(OSError, ValueError):
+            level, text = (folder / "level").read_text().strip(), (folder / "size").read_text().strip()
+            if f"L{level}" in sizes and text.endswith("K"):
+                sizes[f"L{level}"] = int(text[:-1]) * 1024
+    return sizes
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lotterykit.bench.ceilings import fp32_precision
+from lotterykit.bench.goals import line
 from lotterykit.bench.timing import measure, rotations
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.ops.masked_linear import masked_linear
@@ -155,10 +156,7 @@ def verdicts(topic: str, table: dict[str, Any]) -> list[str]:
         if of != topic:
             continue
         times = table.get(row, {})
-        if "ours" not in times or peer not in times:
-            lines.append(f"{goal}: not measured ({what} against {peer})")
-            continue
-        ratio = times[peer]["us"] / times["ours"]["us"]
-        word = "holds" if ratio >= wanted else "missed"
-        lines.append(f"{goal}: {word}, {ratio:.2f}x of {wanted:g}x ({what} against {peer})")
+        measured = "ours" in times and peer in times
+        found = times[peer]["us"] / times["ours"]["us"] if measured else None
+        lines.append(line(goal, f"{what} against {peer}", found, wanted))
     return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 QUEUE = 40  # calls enqueued at once
 SLEEP_CYCLES = 40_000_000  # about 20 ms, longer than it takes to enqueue them
+TURN = 5  # timed calls before the next function's turn
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,45 @@ def measure(
     samples: list[float] = []
     while len(samples) < repeats:  # a GPU's queue holds about a thousand launches
         samples += _run(function, turn, device, min(QUEUE, repeats - len(samples)), queued)
-    samples.sort()
+    return _timing(samples)
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    device: str = "cpu",
+    seconds: float = float("inf"),
+    around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, Timing]:
+    """Time functions against each other: they take turns of one untimed and `TURN` timed calls until each has
+    `repeats`, so that other work on the machine falls on all alike.
+
+    One that has taken `seconds` gets no further turn once it has 3 samples. `around(name)` is open, untimed,
+    during the turns of `name`.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    waiting = dict(functions)
+    while waiting:
+        for name, function in list(waiting.items()):
+            taken = samples[name]
+            with around(name):
+                _run(function, itertools.repeat(()), device, 1, False)
+                for _ in range(TURN):
+                    taken += _run(function, itertools.repeat(()), device, 1, False)
+                    if len(taken) >= repeats or (len(taken) >= 3 and sum(taken) >= 1e6 * seconds):
+                        del waiting[name]
+                        break
+    return {name: _timing(taken) for name, taken in samples.items()}
+
+
+def _timing(samples: list[float]) -> Timing:
+    ordered = sorted(samples)
     return Timing(
-        median=_quantile(samples, 0.5),
-        p20=_quantile(samples, 0.2),
-        p80=_quantile(samples, 0.8),
-        repeats=len(samples),
+        median=_quantile(ordered, 0.5),
+        p20=_quantile(ordered, 0.2),
+        p80=_quantile(ordered, 0.8),
+        repeats=len(ordered),
     )
 
 

@@ -21,7 +21,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
         kernel="lotterykit.ops.topk_mask:topk_mask_cpu",
-        evidence="benchmarks/results/x86_64-avx512-topk.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="topk_mask",
@@ -52,7 +52,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.spmm:spmm_cpu",
-        evidence="benchmarks/results/x86_64-avx512-linear.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="spmm",
@@ -67,7 +67,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.sddmm:sddmm_cpu",
-        evidence="benchmarks/results/x86_64-avx512-linear.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="sddmm",

@@ -1,0 +1,57 @@
+"""The evidence behind ROUTES: each row's backend against the reference, over its dtypes and density band.
+
+    python benchmarks/routes.py [--repeats 9]
+
+Writes results/<machine>-routes.json and prints every row that the file does not bear out (exit status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lotterykit.bench import results
+from lotterykit.bench.evidence import entry_of, uncovered
+from lotterykit.bench.kernels import check_repeats, entries_of, grid, measure_all
+from lotterykit.bench.tables import show_rows
+from lotterykit.ops.dispatch import missing
+from lotterykit.ops.routes import ROUTES
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {"topk": ("20000x20", "270000x20")}  # a product: a layer of 784-300-100 and a small one
+LAYERS = ("64x784x300", "32x100x100")
+DENSITIES = (1.0, 0.5, 0.1, 0.01, 0.001)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    repeats = parser.parse_args().repeats
+    check_repeats(repeats)
+    rows, faults = [], []
+    for route in ROUTES:
+        found = entry_of(route)
+        if route.backend == "reference" or missing(route.backend) or found is None:
+            continue
+        op, peer = found
+        entries = entries_of(op, [peer], [route.backend, "reference"])
+        axes = {
+            "shapes": SHAPES.get(op, LAYERS),
+            "densities": sorted({*DENSITIES, *(d for d in route.density if d > 0)}, reverse=True),
+            "dtypes": [str(dtype).removeprefix("torch.") for dtype in route.dtypes],
+            "device": "cpu" if route.device == "any" else route.device,
+        }
+        measured = measure_all(grid(op, **axes), entries, repeats=repeats)
+        show_rows(measured)
+        rows += measured
+        if (fault := uncovered(route, measured)) is not None:
+            faults.append(fault)
+    path = RESULTS / f"{results.machine()}-routes.json"
+    results.write(path, results.document(rows, repeats=repeats))
+    print("\n".join([str(path), *faults]))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

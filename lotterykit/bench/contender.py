@@ -1,0 +1,48 @@
+"""`Contender`: what one peer runs for one problem, and where its result goes for the check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lotterykit.bench.problems import Layer, Problem
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`run()` is timed; `outputs(result)` brings its result into the problem's order, untimed."""
+
+    run: Callable[[], Any]
+    outputs: Callable[[Any], Outputs] = lambda result: tuple(result)
+
+
+Builder = Callable[[Problem], Contender]
+
+
+def through_autograd(
+    problem: Problem, forward: Callable[[Tensor], Tensor], leaf: Tensor, gather: Callable[[Tensor], Tensor]
+) -> Contender:
+    """A contender from a forward of x: its result alone, or with the gradients of x and of `leaf`, which
+    `gather` turns into those of the kept weights in CSR order."""
+    layer: Layer = problem.inputs
+    if problem.setting.work != "forward+backward":
+        rows = layer.x.detach()
+
+        def run() -> Outputs:
+            with torch.no_grad():
+                return (forward(rows),)
+
+        return Contender(run)
+    x = layer.x.detach().clone().requires_grad_()
+
+    def both() -> Outputs:
+        y = forward(x)
+        return (y, *torch.autograd.grad(y, (x, leaf), layer.g))
+
+    return Contender(both, lambda result: (result[0], result[1], gather(result[2])))
