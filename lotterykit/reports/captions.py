@@ -58,8 +58,9 @@ def ladder_caption(group: Group) -> str:
         f"{what} of masks with as many weights as the planted ticket, by how much of it they were told: "
         "nothing (random); how many of its weights lie in each layer (oracle-densities); also which neurons "
         "it lives in (oracle-neurons); the ticket with 50, 30 or 10 % of its weights exchanged for random "
-        "others of the same layer (oracle-less-...); the ticket. A step between two rungs is what the missing "
-        "knowledge is worth. Biases stay, but those outside the ticket itself are removed with it. Dots are means over seeds, lines reach from the least to the greatest seed. "
+        "others of the same layer (oracle-less-...); the ticket, alone without the biases that are not its "
+        "own. A step between two rungs is what the missing knowledge is worth. Dots are means over seeds, "
+        "lines reach from the least to the greatest seed. "
         f"{_counts(group)} {group.truth_note}"
     ).rstrip()
 
