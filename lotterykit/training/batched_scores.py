@@ -103,6 +103,8 @@ class TorchScoreBatch(TorchBatch):
         if self.gem:
             self.gradients.add_(self.parameters.data * self.slope_of_penalty)
             self.gradients.masked_fill_(~self.active, 0.0)
+        else:  # the mask follows |score|: a useful weight's negative score must fall
+            self.gradients.mul_(self.parameters.data.sign())
         self.gradients.masked_fill_(self.without, 0.0)
         self.optimizer.step()
         if self.gem:

@@ -26,13 +26,14 @@ class ScoreTraining:
     """How `RunSpec.scores` trains: the recipe's optimizer acts on scores, the weights are frozen.
 
     "edge-popup" (Ramanujan et al. 2020): each step keeps the `density` share of highest |score|, counted in
-    each tensor (`scope="layer"`) or over all (`"global"`); every score gets dL/dw_effective * w. `anneal`:
-    epoch e of E keeps density^(e/E) (Plant 'n' Seek, B.1). Scores start kaiming_uniform(a = sqrt 5).
-    "gem-miner" (Rare Gems, Alg. 1): keeps p >= .5, same gradient plus that of `penalty` * ||p||^2, p is
-    projected to [0, 1] after each step; after every `freeze_every` epochs but the last the lowest p freeze
-    at 0 (by default counted over all tensors), n = floor((E - 1) / freeze_every) times, to the share
-    density^(i/n); what is not frozen is kept at the end. `density` None or 0: nothing freezes and the end
-    keeps p >= .5, GEM-MINER(0). p starts uniform on [0, 1].
+    each tensor (`scope="layer"`) or over all (`"global"`); every score gets the straight-through gradient of
+    |score|, dL/dw_effective * w * sign(score), which is 0 at 0. `anneal`: epoch e of E keeps density^(e/E)
+    (Plant 'n' Seek, B.1). Scores start kaiming_uniform(a = sqrt 5).
+    "gem-miner" (Rare Gems, Alg. 1): keeps p >= .5; every p gets dL/dw_effective * w and the gradient of
+    `penalty` * ||p||^2 and is projected to [0, 1] after each step; after every `freeze_every` epochs but the
+    last the lowest p freeze at 0 (by default counted over all tensors), n = floor((E - 1) / freeze_every)
+    times, to the share density^(i/n); what is not frozen is kept at the end. `density` None or 0: nothing
+    freezes and the end keeps p >= .5, GEM-MINER(0). p starts uniform on [0, 1].
 
     `bias`: biases have scores as well, else they stay, all of them. `start`: the scores by parameter name.
     A NaN score ranks below all others. Raises `ArgumentError`.

@@ -76,7 +76,8 @@ def per_scope(scope: str | None, values: list[Tensor], count: Callable[[int], in
 
 
 class Alone:
-    """One network, autograd and torch.optim: w_effective = w * (mask + p - p.detach())."""
+    """One network, autograd and torch.optim: w_effective = w * (mask + p - p.detach()), p = |score| for
+    edge-popup."""
 
     def __init__(self, spec: RunSpec) -> None:
         assert spec.scores is not None
@@ -133,6 +134,7 @@ class Alone:
         for name, w in self.weights.items():
             if name in self.scores:
                 s = self.scores[name]
+                s = s.abs() if self.training.method == "edge-popup" else s
                 w = w * (self.masks[name].double() + s - s.detach())
             effective[name] = w
         names = list(effective)
