@@ -452,7 +452,8 @@ LK_TARGET void backward(const Replica<T>& net, Workspace<T>& work, int64_t examp
 }
 
 // One step of the optimizer over the flat arrays: torch.optim's Adam and SGD, with L2 weight decay. It acts on
-// the values, or on the scores, whose slope is that of the effective weight times the frozen one.
+// the values, or on the scores: their slope is that of the effective weight times the frozen one, and with
+// edge-popup, which ranks |score|, times the score's sign.
 template <typename T>
 LK_TARGET void optimize(const Replica<T>& net, double learning_rate, int64_t step) {
   constexpr int width = Vectors<T>::width;
@@ -469,8 +470,11 @@ LK_TARGET void optimize(const Replica<T>& net, double learning_rate, int64_t ste
   const V<T> zero = {}, one = splat(T(1));
   for (int64_t i = 0; i < net.entries; i += width) {
     V<T> slope = load(g + i), value = load(p + i);
-    if (scored != nullptr)
-      slope = (slope * load(scored->frozen.get() + i) + penalty * value) * load(scored->active.get() + i);
+    if (scored != nullptr) {
+      slope *= load(scored->frozen.get() + i);
+      if (!net.full_scores.gem) slope = value < zero ? -slope : (value == zero ? zero : slope);
+      slope = (slope + penalty * value) * load(scored->active.get() + i);
+    }
     else if (net.masked)
       slope *= load(kept + i);
     slope += decay * value;
