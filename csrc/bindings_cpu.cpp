@@ -213,10 +213,18 @@ void def_flow(py::module_& m, const std::string& type) {
       .def_property_readonly("finite", &Class::finite)
       .def("kept", [checked](const Class& f, int64_t layer) { return checked(f, layer), f.kept(layer); })
       .def("forward",
-           [checked](Class& f, int64_t layer, uintptr_t x, int64_t lanes, uintptr_t y) {
+           [checked](Class& f, int64_t layer, uintptr_t x, uintptr_t y) {
              checked(f, layer);
              py::gil_scoped_release release;
-             f.forward(layer, at<const double>(x), lanes, at<double>(y));
+             f.forward(layer, at<const double>(x), at<double>(y));
+           })
+      .def("read_matrix",
+           [checked](Class& f, int64_t layer, int64_t lanes) { checked(f, layer), f.read_matrix(layer, lanes); })
+      .def("read_image",
+           [checked](Class& f, int64_t layer, uintptr_t offsets, int64_t group_stride, int64_t x_size,
+                     int64_t lanes) {
+             checked(f, layer);
+             f.read_image(layer, at<const int32_t>(offsets), group_stride, x_size, lanes);
            })
       .def("backward",
            [checked](Class& f, int64_t layer, uintptr_t g, uintptr_t dx) {

@@ -10,11 +10,16 @@
 namespace lotterykit {
 namespace {
 
-// Generic vectors that need no alignment.
-typedef double One __attribute__((may_alias));
-typedef double Two __attribute__((vector_size(16), aligned(8), may_alias));
-typedef double Four __attribute__((vector_size(32), aligned(8), may_alias));
-typedef double Eight __attribute__((vector_size(64), aligned(8), may_alias));
+typedef double One;
+typedef double Two __attribute__((vector_size(16)));
+typedef double Four __attribute__((vector_size(32)));
+typedef double Eight __attribute__((vector_size(64)));
+
+// A vector wherever doubles stand: attributes of a type are lost where it is a template's argument.
+template <typename V>
+struct __attribute__((packed, may_alias)) Loose {
+  V v;
+};
 
 namespace plain {
 using Wide = Two;
@@ -69,23 +74,40 @@ using Wide = Eight;
 template <typename T>
 void flow_forward(const FlowLayer<T>& l, double* y, Isa isa) {
 #ifdef LOTTERYKIT_X86
+  if (l.lanes == 1 && isa != Isa::plain) return avx2::forward_single(l, y);
   if (isa == Isa::avx512) return avx512::forward_rows(l, y);
   if (isa == Isa::avx2) return avx2::forward_rows(l, y);
 #endif
   (void)isa;
-  plain::forward_rows(l, y);
+  return l.lanes == 1 ? plain::forward_single(l, y) : plain::forward_rows(l, y);
+}
+
+template <typename T, bool wants_dx>
+void backward_lanes(FlowLayer<T>& l, double* dx, double* dots, Isa isa) {
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return avx512::backward_rows<T, wants_dx>(l, dx, dots);
+  if (isa == Isa::avx2) return avx2::backward_rows<T, wants_dx>(l, dx, dots);
+#endif
+  (void)isa;
+  plain::backward_rows<T, wants_dx>(l, dx, dots);
 }
 
 template <typename T>
-void flow_backward(FlowLayer<T>& l, double* dx, Isa isa) {
-  if (l.lanes == 1) return dx ? plain::backward_single<T, true>(l, dx) : plain::backward_single<T, false>(l, dx);
+void flow_backward(FlowLayer<T>& l, double* dx, std::vector<double>& dots, Isa isa) {
+  if (l.lanes == 1) {
 #ifdef LOTTERYKIT_X86
-  if (isa == Isa::avx512)
-    return dx ? avx512::backward_rows<T, true>(l, dx) : avx512::backward_rows<T, false>(l, dx);
-  if (isa == Isa::avx2) return dx ? avx2::backward_rows<T, true>(l, dx) : avx2::backward_rows<T, false>(l, dx);
+    if (isa != Isa::plain)
+      return dx ? avx2::backward_single<T, true>(l, dx) : avx2::backward_single<T, false>(l, dx);
 #endif
-  (void)isa;
-  return dx ? plain::backward_rows<T, true>(l, dx) : plain::backward_rows<T, false>(l, dx);
+    return dx ? plain::backward_single<T, true>(l, dx) : plain::backward_single<T, false>(l, dx);
+  }
+  const size_t kept = l.places.size();
+  dots.resize(std::max(dots.size(), kept));
+  std::fill_n(dots.begin(), kept, 0.0);
+  if (dx != nullptr) backward_lanes<T, true>(l, dx, dots.data(), isa);
+  else backward_lanes<T, false>(l, dx, dots.data(), isa);
+  for (size_t k = 0; k < kept; ++k)
+    l.scores[k] = float(double(l.magnitudes[k]) * (dots[k] * l.score_scale));
 }
 
 namespace {
@@ -159,8 +181,8 @@ int64_t flow_between(const float* scores, int64_t n, float low, float above, flo
 
 template void flow_forward(const FlowLayer<float>&, double*, Isa);
 template void flow_forward(const FlowLayer<double>&, double*, Isa);
-template void flow_backward(FlowLayer<float>&, double*, Isa);
-template void flow_backward(FlowLayer<double>&, double*, Isa);
+template void flow_backward(FlowLayer<float>&, double*, std::vector<double>&, Isa);
+template void flow_backward(FlowLayer<double>&, double*, std::vector<double>&, Isa);
 template void flow_close_up(FlowLayer<float>&, float, Isa);
 template void flow_close_up(FlowLayer<double>&, float, Isa);
 

@@ -25,7 +25,8 @@ struct Tied {
 // The score of one kept weight again, summed in one order whatever the instruction set.
 template <typename T>
 double exact_score(const FlowLayer<T>& l, int64_t k, int64_t row) {
-  const double* x = l.x + (row / l.rows_per_group * l.columns + l.places[size_t(k)]) * l.lanes;
+  const size_t place = size_t(l.places[size_t(k)]);
+  const double* x = l.x + row / l.rows_per_group * l.group_stride + (l.lanes == 1 ? int64_t(place) : l.offsets[place]);
   const double* g = l.g + row * l.lanes;
   double sum = 0;
   for (int64_t i = 0; i < l.lanes; ++i) sum += x[i] * g[i];
@@ -93,9 +94,27 @@ Flow<T>::Flow(const FlowSource* sources, int64_t count, Isa isa) : isa_(isa == I
 }
 
 template <typename T>
-void Flow<T>::forward(int64_t layer, const double* x, int64_t lanes, double* y) {
+void Flow<T>::read_matrix(int64_t layer, int64_t lanes) {
   FlowLayer<T>& l = layers_[size_t(layer)];
-  l.x = x, l.lanes = lanes;
+  if (l.lanes == lanes && l.x_size != 0 && l.group_stride == l.columns * lanes) return;
+  l.lanes = lanes, l.group_stride = l.columns * lanes;
+  l.x_size = l.rows / l.rows_per_group * l.group_stride;
+  l.offsets.resize(lanes == 1 ? 0 : size_t(l.columns));
+  for (size_t c = 0; c < l.offsets.size(); ++c) l.offsets[c] = int32_t(int64_t(c) * lanes);
+}
+
+template <typename T>
+void Flow<T>::read_image(int64_t layer, const int32_t* offsets, int64_t group_stride, int64_t x_size,
+                         int64_t lanes) {
+  FlowLayer<T>& l = layers_[size_t(layer)];
+  l.lanes = lanes, l.group_stride = group_stride, l.x_size = x_size;
+  l.offsets.assign(offsets, offsets + l.columns);
+}
+
+template <typename T>
+void Flow<T>::forward(int64_t layer, const double* x, double* y) {
+  FlowLayer<T>& l = layers_[size_t(layer)];
+  l.x = x;
   flow_forward(l, y, isa_);
 }
 
@@ -103,9 +122,8 @@ template <typename T>
 void Flow<T>::backward(int64_t layer, const double* g, double* dx) {
   FlowLayer<T>& l = layers_[size_t(layer)];
   l.g = g;
-  const int64_t groups = l.rows / l.rows_per_group;
-  if (dx != nullptr) std::fill_n(dx, groups * l.columns * l.lanes, 0.0);
-  flow_backward(l, dx, isa_);
+  if (dx != nullptr) std::fill_n(dx, l.x_size, 0.0);
+  flow_backward(l, dx, dots_, isa_);
 }
 
 template <typename T>
@@ -255,7 +273,8 @@ FlowStatus Flow<T>::pass(const std::vector<const double*>& biases, Vectors& v) {
   for (size_t l = 0; l < depth; ++l) {
     x[l + 1].resize(size_t(layers_[l].rows));
     g[l].resize(size_t(layers_[l].columns));
-    forward(int64_t(l), x[l].data(), 1, x[l + 1].data());
+    read_matrix(int64_t(l), 1);
+    forward(int64_t(l), x[l].data(), x[l + 1].data());
     int exponent = exponents[l];
     if (biases[l] != nullptr && !x[l + 1].empty()) exponent = add_bias(x[l + 1], exponent, biases[l]);
     exponents[l + 1] = exponent + normalise(x[l + 1]);

@@ -18,7 +18,7 @@ struct FlowSource {
   int64_t rows, columns, groups;
 };
 
-// Rows [r * rows / groups] of a layer read columns [r * columns, (r + 1) * columns) of its input.
+// Row r belongs to group r / rows_per_group, and its column c reads x[group * group_stride + offsets[c] + lane].
 template <typename T>
 struct FlowLayer {
   int64_t rows = 0, columns = 0, rows_per_group = 1;
@@ -26,9 +26,10 @@ struct FlowLayer {
   std::vector<int32_t> places;    // [kept] column of each kept weight
   std::vector<T> magnitudes;      // [kept]
   std::vector<float> scores;      // [kept], in units of `score_scale`
-  const double* x = nullptr;      // [groups * columns][lanes], borrowed from forward() to select()
+  const double* x = nullptr;      // [x_size], borrowed from forward() to select()
   const double* g = nullptr;      // [rows][lanes], borrowed from backward() to select()
-  int64_t lanes = 1;
+  int64_t lanes = 1, group_stride = 0, x_size = 0;
+  std::vector<int32_t> offsets;   // [columns], not used where lanes is 1: a matrix then, offsets[c] = c
   double score_scale = 1.0;       // what the products of x and g are multiplied by
   int64_t kept() const { return int64_t(places.size()); }
 };
@@ -52,8 +53,13 @@ class Flow {
   int64_t layers() const { return int64_t(layers_.size()); }
   int64_t kept(int64_t layer) const { return layers_[size_t(layer)].kept(); }
 
-  // y [rows][lanes] = |W| x, x [groups * columns][lanes].
-  void forward(int64_t layer, const double* x, int64_t lanes, double* y);
+  // How the next products of a layer read x. A matrix [groups * columns][lanes], or, with offsets [columns],
+  // an image of which column c is the `lanes` entries from offsets[c] on: they overlap, so that a convolution
+  // needs no copies. x_size bounds group * group_stride + offsets[c] + lanes.
+  void read_matrix(int64_t layer, int64_t lanes);
+  void read_image(int64_t layer, const int32_t* offsets, int64_t group_stride, int64_t x_size, int64_t lanes);
+  // y [rows][lanes] = |W| x.
+  void forward(int64_t layer, const double* x, double* y);
   // Scores of the layer, and dx = |W|^T g unless null, of the last forward(); g [rows][lanes].
   void backward(int64_t layer, const double* g, double* dx);
   // Keeps the `kept` weights of highest score of each count (all where there are fewer); `overflow` where
@@ -87,16 +93,17 @@ class Flow {
 
   std::vector<FlowLayer<T>> layers_;
   std::vector<Guess> guesses_;           // one for each count of select()
+  std::vector<double> dots_;
   std::vector<float> sample_, between_;  // kept from round to round: fresh memory costs more than the selection
   Isa isa_;
   bool finite_ = true;
 };
 
-// Products of one layer; see flow_rows.h.
+// Products of one layer; see flow_rows.h. `dots` is room for one number a kept weight.
 template <typename T>
 void flow_forward(const FlowLayer<T>& layer, double* y, Isa isa);
 template <typename T>
-void flow_backward(FlowLayer<T>& layer, double* dx, Isa isa);
+void flow_backward(FlowLayer<T>& layer, double* dx, std::vector<double>& dots, Isa isa);
 // Closes up a layer's rows: entries of score >= least stay.
 template <typename T>
 void flow_close_up(FlowLayer<T>& layer, float least, Isa isa);

@@ -207,6 +207,8 @@ def checked_chain(
     for i, (w, b) in enumerate(zip(weights, given, strict=True)):
         if b is not None and (not isinstance(b, Tensor) or b.shape != w.shape[:1] or b.device != w.device):
             raise ArgumentError(f"synflow: biases[{i}] must be [{w.shape[0]}] on {w.device}, or None")
+        if b is not None and not torch.compiler.is_compiling() and not bool(b.isfinite().all()):
+            raise ArgumentError(f"synflow: biases[{i}] holds infinities or NaN")
     return list(weights), list(masks or ()), given
 
 

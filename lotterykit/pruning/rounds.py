@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lotterykit.errors import ArgumentError
 from lotterykit.mask import prunable_layers
 from lotterykit.ops import dispatch
-from lotterykit.ops.flow_products import FlowLayer, FlowProducts
+from lotterykit.ops.flow_products import FlowLayer, FlowProducts, Window
 from lotterykit.ops.synflow_masks import Counted, synflow_masks
 from lotterykit.ops.synflow_scores import DTYPES
 from lotterykit.pruning.chain import chain_of, offset
 from lotterykit.pruning.flow import without_bias
 
 Plan = Sequence[Sequence[tuple[list[str], int, int]]]  # rounds of groups: (names, kept, seed of ties)
+NARROW = 5  # rows of positions shorter than this are cheaper to copy than to read with their padding
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
@@ -72,8 +74,11 @@ def _walked(model: nn.Module, plan: Plan, example: Tensor, bias: bool) -> Outcom
     ones = torch.ones_like(example, dtype=torch.float64)
     kept: list[dict[str, int]] = []
     for groups in _counted(plan, names):
-        with torch.enable_grad():
-            total = network(ones).sum()
+        try:
+            with torch.enable_grad():
+                total = network(ones).sum()
+        except (ArgumentError, RuntimeError):  # a layer used twice, or its weight read past its forward
+            return None
         reach = float(total.detach())
         if products.used != set(range(len(names))) or not math.isfinite(reach):
             return None  # autograd says what is wrong
@@ -124,9 +129,29 @@ def _convolution(products: FlowProducts, number: int, layer: Any, bias: Tensor |
     flat = len(layer.kernel_size) == 1
     kernel, stride, dilation = ((1, *s) if flat else s for s in sizes)
     positions = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], *sizes, strict=True)]
-    if all(k == 1 for k in kernel) and all(s == 1 for s in stride):
-        patches = x.reshape(x.shape[1], -1)
+    image = x.unsqueeze(2) if flat else x
+    high, wide = ([1] if flat else []) + positions
+    if kernel == (1, 1) and stride == (1, 1):
+        y = products.product(number, x.reshape(x.shape[1], -1))
+    elif stride == (1, 1) and wide >= NARROW:
+        window = _window(image, layer.groups, kernel, dilation, high)
+        spare = window.offsets.new_zeros(kernel[1] * dilation[1] + 4, dtype=torch.float64)
+        y = products.product(number, torch.cat([image.reshape(-1), spare]), window)
+        # every row of positions is as long as the image's: what is past its end means nothing
+        y = y[:, : high * image.shape[3]].unflatten(1, (high, -1))[:, :, :wide]
     else:
-        patches = F.unfold(x.unsqueeze(2) if flat else x, kernel, dilation, 0, stride)[0]
-    y = products.product(number, patches).reshape(1, -1, *positions)
+        y = products.product(number, F.unfold(image, kernel, dilation, 0, stride)[0])
+    y = y.reshape(1, -1, *positions)
     return y if bias is None else y + bias.reshape(1, -1, *(1 for _ in positions))
+
+
+def _window(
+    image: Tensor, groups: int, kernel: tuple[int, ...], dilation: tuple[int, ...], high: int
+) -> Window:
+    """Reads a padded image `[1, C, H, W]` at stride 1: one lane for each position, in rows of length W."""
+    channels, height, width = image.shape[1] // groups, image.shape[2], image.shape[3]
+    steps = [torch.arange(k) * d for k, d in zip(kernel, dilation, strict=True)]
+    planes = torch.arange(channels) * (height * width)
+    offsets = planes[:, None, None] + steps[0][:, None] * width + steps[1]
+    lanes = -(-high * width // 4) * 4
+    return Window(offsets.flatten().int(), channels * height * width, lanes)
