@@ -130,12 +130,11 @@ class Pruner:
             return before
         masks = Masks({name: outcome.masks[name] for name in before})
         convert_(self.model, masks=masks)
-        last = self._report(masks, self.rounds)
-        # A path that is left at the end was there before; where none is, only a chain tells since when.
-        before_last = False if last.no_live_path is False else None
-        dead = [before_last] * (len(outcome.kept) - 1) + [last.no_live_path]
         if outcome.live is not None:
-            dead = [not live for live in outcome.live]
+            dead: list[bool | None] = [not live for live in outcome.live]
+        else:  # a path that is left at the end was there before; where none is, no one knows since when
+            last = self._report(masks, self.rounds).no_live_path
+            dead = [False if last is False else None] * (len(outcome.kept) - 1) + [last]
         for kept, no_live_path in zip(outcome.kept, dead, strict=True):
             empty = tuple(name for name, count in kept.items() if counts[name][1] and not count)
             density = sum(kept.values()) / sum(total for _, total in counts.values())
