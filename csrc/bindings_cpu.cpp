@@ -12,6 +12,7 @@
 
 #include "cpu/replica.h"
 #include "cpu/spmm.h"
+#include "cpu/synflow.h"
 #include "cpu/topk_mask.h"
 
 namespace py = pybind11;
@@ -234,6 +235,123 @@ void def_replicas(py::module_& m, const std::string& type) {
       .def("write_back", &Replicas<T>::write_back);
 }
 
+// (layers, kept, seed): see FlowCount.
+using PyFlowCount = std::tuple<std::vector<int64_t>, int64_t, uint64_t>;
+
+template <typename T>
+std::vector<FlowCount> flow_counts(const Flow<T>& flow, const std::vector<PyFlowCount>& given) {
+  std::vector<FlowCount> counts;
+  for (const auto& [layers, kept, seed] : given) {
+    for (const int64_t layer : layers)
+      if (layer < 0 || layer >= flow.layers()) throw std::invalid_argument("synflow: no such layer");
+    if (kept < 0) throw std::invalid_argument("synflow: kept is negative");
+    counts.push_back({layers, kept, seed});
+  }
+  return counts;
+}
+
+std::string flow_status(FlowStatus status) {
+  if (status == FlowStatus::interrupted) throw py::error_already_set();
+  return status == FlowStatus::ok ? "ok" : "overflow";
+}
+
+// layers: (weight address, mask address or 0, rows, columns, groups).
+template <typename T>
+std::unique_ptr<Flow<T>> make_flow(
+    const std::vector<std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, int64_t>>& layers, const std::string& isa) {
+  std::vector<FlowSource> sources;
+  for (const auto& [weight, mask, rows, columns, groups] : layers) {
+    if (rows < 0 || columns < 0 || columns >= int64_t(1) << 31 || groups < 1 || rows % groups != 0)
+      throw std::invalid_argument("synflow: malformed layer");
+    sources.push_back({at<const void>(weight), at<const uint8_t>(mask), rows, columns, groups});
+  }
+  const Isa level = isa_of(isa);
+  py::gil_scoped_release release;
+  return std::make_unique<Flow<T>>(sources.data(), int64_t(sources.size()), level);
+}
+
+template <typename T>
+std::string run_flow_chain(Flow<T>& flow, const std::vector<uintptr_t>& biases,
+                           const std::vector<std::vector<PyFlowCount>>& rounds, uintptr_t kept_after,
+                           uintptr_t live_after) {
+  if (flow.layers() < 1 || int64_t(biases.size()) != flow.layers())
+    throw std::invalid_argument("synflow: a chain has layers, and a bias address or 0 for each");
+  std::vector<const double*> bias;
+  for (const uintptr_t address : biases) bias.push_back(at<const double>(address));
+  std::vector<std::vector<FlowCount>> counts;
+  for (const auto& round : rounds) counts.push_back(flow_counts(flow, round));
+  FlowStatus status;
+  {
+    py::gil_scoped_release release;
+    Watch watch(poll_signals, nullptr);
+    status = flow.chain(bias, counts, at<int64_t>(kept_after), at<uint8_t>(live_after), watch);
+  }
+  return flow_status(status);
+}
+
+template <typename T>
+std::string run_flow_scores(Flow<T>& flow, const std::vector<uintptr_t>& biases, const std::vector<uintptr_t>& out) {
+  if (flow.layers() < 1 || int64_t(biases.size()) != flow.layers() || out.size() != biases.size())
+    throw std::invalid_argument("synflow: a chain has layers, and a bias address or 0 and an output for each");
+  std::vector<const double*> bias;
+  std::vector<double*> scores;
+  for (const uintptr_t address : biases) bias.push_back(at<const double>(address));
+  for (const uintptr_t address : out) scores.push_back(at<double>(address));
+  py::gil_scoped_release release;
+  return flow.chain_scores(bias, scores) == FlowStatus::ok ? "ok" : "overflow";
+}
+
+template <typename T>
+void def_flow(py::module_& m, const std::string& type) {
+  using Class = Flow<T>;
+  const auto checked = [](const Class& flow, int64_t layer) {
+    if (layer < 0 || layer >= flow.layers()) throw std::invalid_argument("synflow: no such layer");
+  };
+  py::class_<Class>(m, ("Flow_" + type).c_str())
+      .def(py::init(&make_flow<T>), py::arg("layers"), py::arg("isa") = "best")
+      .def_property_readonly("finite", &Class::finite)
+      .def("kept", [checked](const Class& f, int64_t layer) { return checked(f, layer), f.kept(layer); })
+      .def("forward",
+           [checked](Class& f, int64_t layer, uintptr_t x, uintptr_t y) {
+             checked(f, layer);
+             py::gil_scoped_release release;
+             f.forward(layer, at<const double>(x), at<double>(y));
+           })
+      .def("read_matrix",
+           [checked](Class& f, int64_t layer, int64_t lanes) { checked(f, layer), f.read_matrix(layer, lanes); })
+      .def("read_image",
+           [checked](Class& f, int64_t layer, uintptr_t offsets, int64_t group_stride, int64_t x_size,
+                     int64_t lanes) {
+             checked(f, layer);
+             f.read_image(layer, at<const int32_t>(offsets), group_stride, x_size, lanes);
+           })
+      .def("backward",
+           [checked](Class& f, int64_t layer, uintptr_t g, uintptr_t dx) {
+             checked(f, layer);
+             py::gil_scoped_release release;
+             f.backward(layer, at<const double>(g), at<double>(dx));
+           })
+      .def("select",
+           [](Class& f, const std::vector<PyFlowCount>& given) {
+             const std::vector<FlowCount> counts = flow_counts(f, given);
+             FlowStatus status;
+             {
+               py::gil_scoped_release release;
+               Watch watch(poll_signals, nullptr);
+               status = f.select(counts.data(), int64_t(counts.size()), watch);
+             }
+             return flow_status(status);
+           })
+      .def("write_mask",
+           [checked](const Class& f, int64_t layer, uintptr_t mask) {
+             checked(f, layer);
+             py::gil_scoped_release release;
+             f.write_mask(layer, at<uint8_t>(mask));
+           })
+      .def("chain", &run_flow_chain<T>)
+      .def("chain_scores", &run_flow_scores<T>);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -245,6 +363,8 @@ PYBIND11_MODULE(_cpu, m) {
   def_sparse_products<double>(m, "float64");
   def_replicas<float>(m, "float32");
   def_replicas<double>(m, "float64");
+  def_flow<float>(m, "float32");
+  def_flow<double>(m, "float64");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -2,6 +2,7 @@
 // that one object file serves every processor and the variant is chosen at run time.
 #include "topk_scan.h"
 
+#include "compress.h"
 #include "x86.h"
 
 namespace lotterykit {
@@ -96,20 +97,6 @@ LOTTERYKIT_AVX512 Scanned scan_avx512(const Block<float>& b, const Bracket<float
   found.nan = nan != 0;
   return found;
 }
-
-// Row m lists the set bits of m: the permutation that moves those lanes to the front.
-struct CompressTable {
-  alignas(32) uint8_t lane[256][8];
-  CompressTable() {
-    for (int m = 0; m < 256; ++m) {
-      int n = 0;
-      for (int bit = 0; bit < 8; ++bit)
-        if (m >> bit & 1) lane[m][n++] = uint8_t(bit);
-      while (n < 8) lane[m][n++] = 0;
-    }
-  }
-};
-const CompressTable compress_table;
 
 LOTTERYKIT_AVX2 inline __m256i tie_rank_avx2(__m256i x, TieSeed seed) {
   x = _mm256_xor_si256(x, _mm256_set1_epi32(int(seed.first)));

@@ -106,6 +106,36 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.training.batched_scores:TorchScoreBatch",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="synflow_scores",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.ops.synflow_scores:synflow_scores_cpu",
+        evidence="benchmarks/results/x86_64-avx2-synflow.json",
+    ),
+    Route(
+        op="synflow_scores",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.synflow_scores:synflow_scores_reference",
+        evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="synflow_masks",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.ops.synflow_masks:synflow_masks_cpu",
+        evidence="benchmarks/results/x86_64-avx2-synflow.json",
+    ),
+    Route(
+        op="synflow_masks",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.synflow_masks:synflow_masks_reference",
+        evidence="plain torch, runs everywhere",
+    ),
 )
 
 # op -> module of its public function, where that is not lotterykit.ops.<op>

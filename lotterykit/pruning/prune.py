@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
 from lotterykit.mask import Masks, prunable_layers, sparse_layers
 from lotterykit.nn.convert import convert_
+from lotterykit.ops.synflow_masks import rounded
 from lotterykit.ops.topk_mask import topk_mask
 from lotterykit.pruning.flow import live_weights
+from lotterykit.pruning.rounds import synflow_rounds
 from lotterykit.pruning.schedules import SCHEDULES, density_after
-from lotterykit.pruning.scores import SCORES, Batches, LossFn, ScoreFn, scores
+from lotterykit.pruning.scores import SCORES, Batches, LossFn, ScoreFn, Scoring, scores
 
 SCOPES = ("global", "local")
 DEFAULT_ROUNDS = {"synflow": 100}  # Tanaka et al.; every other method scores once
@@ -86,6 +88,7 @@ class Pruner:
                     f"weights are left in {group[0] if scope == 'local' else 'the model'}"
                 )
         self._input = example_input
+        self._rounded = isinstance(method, str) and SCORES[method].rounded
         self.history: list[Round] = []
 
     def step(self) -> Masks:
@@ -95,27 +98,71 @@ class Pruner:
         number = len(self.history) + 1
         if number > self.rounds:
             raise ArgumentError(f"all {self.rounds} rounds are done")
-        target = density_after(
-            self.schedule, end=self.density, round=number, rounds=self.rounds, start=self.start
-        )
         sparse = {id(layer) for _, layer in sparse_layers(self.model)}
         convert_(self.model, filter_fn=lambda _, layer: id(layer) in sparse)
         found = scores(self.model, self.method, seed=self.seed, **self.scoring)
         before = _competing(self.model, self.prune_bias)
-        masks = self._select(found, before, target, number)
+        masks = self._select(found, before, number)
         convert_(self.model, masks=masks)
         self.history.append(self._report(masks, number))
         return masks
 
-    def _select(self, found: dict[str, Tensor], before: Masks, target: float, number: int) -> Masks:
-        kept: dict[str, Tensor] = {}
+    def run(self) -> Masks:
+        """All steps that are left, and the masks they leave.
+
+        SynFlow reads nothing but the network, so its rounds run in one call where `synflow_rounds` knows it.
+        """
+        masks = _competing(self.model, self.prune_bias)
+        if self.method == "synflow" and not self.scoring["invert"] and not self.prune_bias:
+            masks = self._synflow(masks)
+        while len(self.history) < self.rounds:
+            masks = self.step()
+        return masks
+
+    def _synflow(self, before: Masks) -> Masks:
+        """All rounds of SynFlow at once, or none of them."""
+        options = dict(self.scoring["options"] or {})
+        if self.rounds - len(self.history) < 2 or not set(options) <= {"bias"}:
+            return before
+        scoring = Scoring(self.model, list(before), self.scoring["data"], example_input=self._input)
+        counts = before.counts()
+        plan = [self._counts(number, counts) for number in range(len(self.history) + 1, self.rounds + 1)]
+        bias = bool(options.get("bias", True))
+        outcome = synflow_rounds(self.model, plan, scoring.input_like(), bias=bias)
+        if outcome is None:
+            return before
+        masks = Masks({name: outcome.masks[name] for name in before})
+        convert_(self.model, masks=masks)
+        if outcome.live is not None:
+            dead: list[bool | None] = [not live for live in outcome.live]
+        else:  # a path that is left at the end was there before; where none is, no one knows since when
+            last = self._report(masks, self.rounds).no_live_path
+            dead = [False if last is False else None] * (len(outcome.kept) - 1) + [last]
+        for kept, no_live_path in zip(outcome.kept, dead, strict=True):
+            empty = tuple(name for name, count in kept.items() if counts[name][1] and not count)
+            density = sum(kept.values()) / sum(total for _, total in counts.values())
+            self.history.append(Round(len(self.history) + 1, density, empty, no_live_path))
+        return masks
+
+    def _counts(self, number: int, before: Mapping[str, tuple[int, int]]) -> list[tuple[list[str], int, int]]:
+        """(names, kept, seed of ties) of each group that round `number` counts; `before`: (kept, total)."""
+        target = density_after(
+            self.schedule, end=self.density, round=number, rounds=self.rounds, start=self.start
+        )
+        found = []
         for group in _groups(before, self.scope):
-            total = sum(before[name].numel() for name in group)
-            allowed = sum(int(before[name].sum()) for name in group)
+            allowed, total = (sum(column) for column in zip(*(before[name] for name in group), strict=True))
+            kept = min(round(target * total), allowed)
+            found.append((group, kept, _tie_seed(self.seed, number, group[0])))
+        return found
+
+    def _select(self, found: dict[str, Tensor], before: Masks, number: int) -> Masks:
+        kept: dict[str, Tensor] = {}
+        for group, k, seed in self._counts(number, before.counts()):
             chosen = topk_mask(
-                [found[name] for name in group],
-                k=min(round(target * total), allowed),
-                seed=_tie_seed(self.seed, number, group[0]),
+                [rounded(found[name]) if self._rounded else found[name] for name in group],
+                k=k,
+                seed=seed,
                 within=[before[name] for name in group],
             )
             kept.update(zip(group, chosen, strict=True))
@@ -174,15 +221,13 @@ def prune_(
     )  # fmt: skip
     before = _competing(model, prune_bias)
     try:
-        for _ in range(rounds):
-            masks = pruner.step()
+        return pruner.run()
     except BaseException:
         before.apply_(model)
         raise
-    return masks
 
 
-def _groups(masks: Masks, scope: str) -> list[list[str]]:
+def _groups(masks: Mapping[str, object], scope: str) -> list[list[str]]:
     """The names that are counted together."""
     return [list(masks)] if scope == "global" else [[name] for name in masks]
 

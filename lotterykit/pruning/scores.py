@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.mask import prunable_layers, refuse_sparse
 from lotterykit.nn.evaluation import evaluating
+from lotterykit.ops.synflow_scores import synflow_scores
+from lotterykit.pruning.chain import chain_of
 from lotterykit.pruning.flow import flow, one_input, without_bias
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -194,13 +196,20 @@ def synflow(s: Scoring) -> dict[str, Tensor]:
     running statistic replaced by its absolute value (Tanaka et al. 2020; as published).
 
     `bias=False`: biases 0 and batch-norm the identity, the pure product 1^T prod |W m| 1, in which the
-    scores of each layer of a chain sum to 1. The float64 copy of the parameters lives for this call only.
+    scores of each layer of a chain sum to 1. Other networks than chains of Linear layers go through autograd,
+    with a float64 copy of the parameters that lives for this call only.
     """
+    example = s.input_like()
+    chain = chain_of(s.model, example, bias=s.options.get("bias", True))
+    if chain is not None and set(s.names) == set(chain.names):
+        found = synflow_scores(chain.weights, masks=chain.masks, biases=chain.biases)
+        scored = dict(zip(chain.names, found, strict=True))
+        return {name: scored[name] for name in s.names}
     values = {n: p.detach().double().abs() for n, p in s.model.named_parameters()}
     values |= {n: b.double().abs() for n, b in s.model.named_buffers() if b.is_floating_point()}
     if not s.options.get("bias", True):
         values |= without_bias(s.model)
-    return flow(s.model, s.names, values, s.input_like())
+    return flow(s.model, s.names, values, example)
 
 
 def _divided(names: list[str], found: list[Tensor], by: float) -> dict[str, Tensor]:
@@ -208,11 +217,13 @@ def _divided(names: list[str], found: list[Tensor], by: float) -> dict[str, Tens
 
 
 class Score(NamedTuple):
-    """A method: its function, the options it takes, and whether it reads the data's samples."""
+    """A method: its function, the options it takes, whether it reads the data's samples, and how its scores
+    are compared."""
 
     function: Callable[[Scoring], dict[str, Tensor]]
     options: tuple[str, ...] = ()
     reads_data: bool = False
+    rounded: bool = False  # compared as `rounded`: sums of products, some of which tie in exact arithmetic
 
 
 SCORES: dict[str, Score] = {
@@ -220,5 +231,5 @@ SCORES: dict[str, Score] = {
     "magnitude": Score(magnitude),
     "snip": Score(snip, reads_data=True),
     "grasp": Score(grasp, ("temperature",), reads_data=True),
-    "synflow": Score(synflow, ("bias",)),
+    "synflow": Score(synflow, ("bias",), rounded=True),
 }

@@ -1,0 +1,189 @@
+// The products of SynFlow, one kernel an instruction set, and the two passes of its selection over all scores.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "compress.h"
+#include "synflow.h"
+#include "x86.h"
+
+namespace lotterykit {
+namespace {
+
+typedef double One;
+typedef double Two __attribute__((vector_size(16)));
+typedef double Four __attribute__((vector_size(32)));
+typedef double Eight __attribute__((vector_size(64)));
+
+// A vector wherever doubles stand: attributes of a type are lost where it is a template's argument.
+template <typename V>
+struct __attribute__((packed, may_alias)) Loose {
+  V v;
+};
+
+namespace plain {
+using Wide = Two;
+#define TARGET
+#define LANES 2
+#include "flow_rows.h"
+#undef TARGET
+#undef LANES
+}  // namespace plain
+
+#ifdef LOTTERYKIT_X86
+namespace avx2 {
+using Wide = Four;
+#define TARGET LOTTERYKIT_AVX2
+#define LANES 4
+#include "flow_rows.h"
+#undef TARGET
+#undef LANES
+
+// Entries [k, last) of a row with a score of at least `least` to the front at `to`, 8 at a time; returns the
+// place after them. What is written past it is overwritten later, or cut off.
+LOTTERYKIT_AVX2 int64_t close_up_row(FlowLayer<float>& l, float least, int64_t& k, int64_t last, int64_t to) {
+  const __m256 bound = _mm256_set1_ps(least);
+  for (; k + 8 <= last; k += 8) {
+    const __m256 scores = _mm256_loadu_ps(&l.scores[size_t(k)]);
+    const auto kept = unsigned(_mm256_movemask_ps(_mm256_cmp_ps(scores, bound, _CMP_GE_OQ)));
+    const __m128i row = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(compress_table.lane[kept]));
+    const __m256i lanes = _mm256_cvtepu8_epi32(row);
+    const __m256i places = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&l.places[size_t(k)]));
+    const __m256 magnitudes = _mm256_loadu_ps(&l.magnitudes[size_t(k)]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(&l.places[size_t(to)]),
+                        _mm256_permutevar8x32_epi32(places, lanes));
+    _mm256_storeu_ps(&l.magnitudes[size_t(to)], _mm256_permutevar8x32_ps(magnitudes, lanes));
+    to += _mm_popcnt_u32(kept);
+  }
+  return to;
+}
+}  // namespace avx2
+
+namespace avx512 {
+using Wide = Eight;
+#define TARGET LOTTERYKIT_AVX512
+#define LANES 8
+#include "flow_rows.h"
+#undef TARGET
+#undef LANES
+}  // namespace avx512
+#endif
+
+}  // namespace
+
+template <typename T>
+void flow_forward(const FlowLayer<T>& l, double* y, Isa isa) {
+#ifdef LOTTERYKIT_X86
+  if (l.lanes == 1 && isa != Isa::plain) return avx2::forward_single(l, y);
+  if (isa == Isa::avx512) return avx512::forward_rows(l, y);
+  if (isa == Isa::avx2) return avx2::forward_rows(l, y);
+#endif
+  (void)isa;
+  return l.lanes == 1 ? plain::forward_single(l, y) : plain::forward_rows(l, y);
+}
+
+template <typename T, bool wants_dx>
+void backward_lanes(FlowLayer<T>& l, double* dx, double* dots, Isa isa) {
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return avx512::backward_rows<T, wants_dx>(l, dx, dots);
+  if (isa == Isa::avx2) return avx2::backward_rows<T, wants_dx>(l, dx, dots);
+#endif
+  (void)isa;
+  plain::backward_rows<T, wants_dx>(l, dx, dots);
+}
+
+template <typename T>
+void flow_backward(FlowLayer<T>& l, double* dx, std::vector<double>& dots, Isa isa) {
+  if (l.lanes == 1) {
+#ifdef LOTTERYKIT_X86
+    if (isa != Isa::plain)
+      return dx ? avx2::backward_single<T, true>(l, dx) : avx2::backward_single<T, false>(l, dx);
+#endif
+    return dx ? plain::backward_single<T, true>(l, dx) : plain::backward_single<T, false>(l, dx);
+  }
+  const size_t kept = l.places.size();
+  dots.resize(std::max(dots.size(), kept));
+  std::fill_n(dots.begin(), kept, 0.0);
+  if (dx != nullptr) backward_lanes<T, true>(l, dx, dots.data(), isa);
+  else backward_lanes<T, false>(l, dx, dots.data(), isa);
+  for (size_t k = 0; k < kept; ++k)
+    l.scores[k] = float(double(l.magnitudes[k]) * (dots[k] * l.score_scale));
+}
+
+namespace {
+
+constexpr int block = 16;
+
+// Bit j: scores[j] < bound, for a block. SSE2 is part of every x86-64.
+inline unsigned block_below(const float* scores, float bound) {
+#ifdef LOTTERYKIT_X86
+  const __m128 b = _mm_set1_ps(bound);
+  unsigned bits = 0;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j)
+    bits |= unsigned(_mm_movemask_ps(_mm_cmplt_ps(_mm_loadu_ps(scores + 4 * j), b))) << (4 * j);
+  return bits;
+#else
+  unsigned bits = 0;
+  for (int j = 0; j < block; ++j) bits |= unsigned(scores[j] < bound) << j;
+  return bits;
+#endif
+}
+
+inline int count_bits(unsigned block_bits) {  // popcnt is no part of every x86-64
+  unsigned b = block_bits - (block_bits >> 1 & 0x5555);
+  b = (b & 0x3333) + (b >> 2 & 0x3333);
+  b = (b + (b >> 4)) & 0x0F0F;
+  return int((b + (b >> 8)) & 0x1F);
+}
+
+}  // namespace
+
+template <typename T>
+void flow_close_up(FlowLayer<T>& l, float least, Isa isa) {
+  int64_t to = 0, k = 0;
+  for (int64_t r = 0; r < l.rows; ++r) {
+    const int64_t last = l.starts[size_t(r) + 1];
+    l.starts[size_t(r)] = to;
+#ifdef LOTTERYKIT_X86
+    if constexpr (sizeof(T) == sizeof(float))
+      if (isa != Isa::plain) to = avx2::close_up_row(l, least, k, last, to);
+#endif
+    (void)isa;
+    for (; k < last; ++k) {  // without a branch: which weights go is random
+      const size_t from = size_t(k), at = size_t(to);
+      l.places[at] = l.places[from], l.magnitudes[at] = l.magnitudes[from];
+      to += l.scores[from] >= least;
+    }
+  }
+  l.starts[size_t(l.rows)] = to;
+  l.places.resize(size_t(to));
+  l.magnitudes.resize(size_t(to));
+  l.scores.resize(size_t(to));
+}
+
+// A block at once: most lie on one side of the bracket.
+int64_t flow_between(const float* scores, int64_t n, float low, float above, float* out, int64_t* below) {
+  int64_t found = 0, under = 0, i = 0;
+  for (; i + block <= n; i += block) {
+    const unsigned less = block_below(scores + i, low);
+    under += count_bits(less);
+    for (unsigned in = block_below(scores + i, above) & ~less; in != 0; in &= in - 1)
+      out[found++] = scores[i + __builtin_ctz(in)];
+  }
+  for (; i < n; ++i) {
+    under += scores[i] < low;
+    if (scores[i] >= low && scores[i] < above) out[found++] = scores[i];
+  }
+  *below += under;
+  return found;
+}
+
+template void flow_forward(const FlowLayer<float>&, double*, Isa);
+template void flow_forward(const FlowLayer<double>&, double*, Isa);
+template void flow_backward(FlowLayer<float>&, double*, std::vector<double>&, Isa);
+template void flow_backward(FlowLayer<double>&, double*, std::vector<double>&, Isa);
+template void flow_close_up(FlowLayer<float>&, float, Isa);
+template void flow_close_up(FlowLayer<double>&, float, Isa);
+
+}  // namespace lotterykit

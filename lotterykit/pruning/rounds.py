@@ -1,0 +1,157 @@
+"""All rounds of SynFlow in one go: natively on a chain, else by the products of kept weights in a copy."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lotterykit.errors import ArgumentError
+from lotterykit.mask import prunable_layers
+from lotterykit.ops import dispatch
+from lotterykit.ops.flow_products import FlowLayer, FlowProducts, Window
+from lotterykit.ops.synflow_masks import Counted, synflow_masks
+from lotterykit.ops.synflow_scores import DTYPES
+from lotterykit.pruning.chain import chain_of, offset
+from lotterykit.pruning.flow import without_bias
+
+Plan = Sequence[Sequence[tuple[list[str], int, int]]]  # rounds of groups: (names, kept, seed of ties)
+NARROW = 5  # rows of positions shorter than this are cheaper to copy than to read with their padding
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+class Outcome(NamedTuple):
+    """Masks by parameter name; after each round the kept weights by name, and, for a chain, whether a path is
+    left (else None)."""
+
+    masks: dict[str, Tensor]
+    kept: list[dict[str, int]]
+    live: list[bool] | None
+
+
+def synflow_rounds(model: nn.Module, plan: Plan, example: Tensor, *, bias: bool) -> Outcome | None:
+    """The rounds of `plan` on `model`, which is not changed; None where only autograd knows its flow.
+
+    example: one input `[1, ...]`. Raises `ArgumentError` where the products overflow float64."""
+    chain = chain_of(model, example, bias=bias)
+    if chain is None:
+        return _walked(model, plan, example, bias)
+    found = synflow_masks(chain.weights, _counted(plan, chain.names), masks=chain.masks, biases=chain.biases)
+    kept = [dict(zip(chain.names, row, strict=True)) for row in found.kept.tolist()]
+    return Outcome(dict(zip(chain.names, found.masks, strict=True)), kept, found.live.tolist())
+
+
+def _counted(plan: Plan, names: list[str]) -> list[list[Counted]]:
+    index = {name: i for i, name in enumerate(names)}
+    return [[Counted(tuple(index[n] for n in group), kept, seed) for group, kept, seed in p] for p in plan]
+
+
+def _walked(model: nn.Module, plan: Plan, example: Tensor, bias: bool) -> Outcome | None:
+    """A copy of the model runs on one example, with native products in place of its layers."""
+    layers = dict(prunable_layers(model))
+    weights = [layer.weight for layer in layers.values()]
+    forced = dispatch.forced_backend("synflow_masks")
+    served = forced in (None, "cpu") and dispatch.missing("cpu") is None
+    if not served or example.shape[0] != 1 or any("forward" in vars(m) for m in model.modules()):
+        return None
+    if not all(isinstance(layer, PRODUCTS) for layer in layers.values()):
+        return None
+    if len({w.dtype for w in weights}) > 1 or weights[0].dtype not in DTYPES:
+        return None
+    if any(t.device.type != "cpu" for t in (example, *model.parameters(), *model.buffers())):
+        return None
+    names = [f"{prefix}weight" for prefix in layers]
+    products = FlowProducts(
+        [FlowLayer(w, getattr(m, "weight_mask", None), getattr(m, "groups", 1)) for w, m in _pairs(layers)]
+    )
+    network = _twin(model, layers, products, bias)
+    ones = torch.ones_like(example, dtype=torch.float64)
+    kept: list[dict[str, int]] = []
+    for groups in _counted(plan, names):
+        try:
+            with torch.enable_grad():
+                total = network(ones).sum()
+        except (ArgumentError, RuntimeError):  # a layer used twice, or its weight read past its forward
+            return None
+        reach = float(total.detach())
+        if products.used != set(range(len(names))) or not math.isfinite(reach):
+            return None  # autograd says what is wrong
+        torch.autograd.backward(total, total.new_tensor(1.0 / reach if reach else 0.0))
+        products.select(groups)
+        kept.append(dict(zip(names, products.kept(), strict=True)))
+    return Outcome(dict(zip(names, products.masks(), strict=True)), kept, None)
+
+
+def _pairs(layers: dict[str, nn.Module]) -> Iterator[tuple[Tensor, nn.Module]]:
+    for layer in layers.values():
+        yield layer.weight, layer  # type: ignore[misc]
+
+
+def _twin(model: nn.Module, layers: dict[str, nn.Module], products: FlowProducts, bias: bool) -> nn.Module:
+    """A float64 copy in evaluation mode, everything by its absolute value, without the pruned weights."""
+    none = nn.Parameter(torch.empty(0))
+    left_out = [t for layer in layers.values() for t in (layer.weight, getattr(layer, "weight_mask", none))]
+    twin = copy.deepcopy(model, {id(t): none for t in left_out}).eval().requires_grad_(False)
+    twin = twin.double()
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        if tensor.is_floating_point():
+            tensor.abs_()
+    if not bias:
+        values = dict(twin.named_parameters()) | dict(twin.named_buffers())
+        for name, value in without_bias(model).items():
+            values[name].copy_(value)
+    for number, (prefix, layer) in enumerate(layers.items()):
+        other = twin.get_submodule(prefix[:-1])
+        added = offset(layer) if bias else None
+        added = None if added is None else added.double().abs()
+        run = _linear if isinstance(layer, nn.Linear) else _convolution
+        other.forward = functools.partial(run, products, number, other, added)  # type: ignore[method-assign]
+    return twin
+
+
+def _linear(products: FlowProducts, number: int, layer: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+    y = products.product(number, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+def _convolution(products: FlowProducts, number: int, layer: Any, bias: Tensor | None, x: Tensor) -> Tensor:
+    """As a product with the input's patches `[in * kernel, positions]`."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    if any(layer._reversed_padding_repeated_twice):
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    sizes = [layer.kernel_size, layer.stride, layer.dilation]
+    flat = len(layer.kernel_size) == 1
+    kernel, stride, dilation = ((1, *s) if flat else s for s in sizes)
+    positions = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], *sizes, strict=True)]
+    image = x.unsqueeze(2) if flat else x
+    high, wide = ([1] if flat else []) + positions
+    if kernel == (1, 1) and stride == (1, 1):
+        y = products.product(number, x.reshape(x.shape[1], -1))
+    elif stride == (1, 1) and wide >= NARROW:
+        window = _window(image, layer.groups, kernel, dilation, high)
+        spare = window.offsets.new_zeros(kernel[1] * dilation[1] + 4, dtype=torch.float64)
+        y = products.product(number, torch.cat([image.reshape(-1), spare]), window)
+        # every row of positions is as long as the image's: what is past its end means nothing
+        y = y[:, : high * image.shape[3]].unflatten(1, (high, -1))[:, :, :wide]
+    else:
+        y = products.product(number, F.unfold(image, kernel, dilation, 0, stride)[0])
+    y = y.reshape(1, -1, *positions)
+    return y if bias is None else y + bias.reshape(1, -1, *(1 for _ in positions))
+
+
+def _window(
+    image: Tensor, groups: int, kernel: tuple[int, ...], dilation: tuple[int, ...], high: int
+) -> Window:
+    """Reads a padded image `[1, C, H, W]` at stride 1: one lane for each position, in rows of length W."""
+    channels, height, width = image.shape[1] // groups, image.shape[2], image.shape[3]
+    steps = [torch.arange(k) * d for k, d in zip(kernel, dilation, strict=True)]
+    planes = torch.arange(channels) * (height * width)
+    offsets = planes[:, None, None] + steps[0][:, None] * width + steps[1]
+    lanes = -(-high * width // 4) * 4
+    return Window(offsets.flatten().int(), channels * height * width, lanes)
