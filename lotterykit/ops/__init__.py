@@ -3,7 +3,8 @@
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.masked_linear import masked_linear
 from lotterykit.ops.sddmm import sddmm
+from lotterykit.ops.sparse_conv2d import sparse_conv2d
 from lotterykit.ops.spmm import spmm
 from lotterykit.ops.topk_mask import topk_mask
 
-__all__ = ["CSR", "masked_linear", "sddmm", "spmm", "topk_mask"]
+__all__ = ["CSR", "masked_linear", "sddmm", "sparse_conv2d", "spmm", "topk_mask"]
