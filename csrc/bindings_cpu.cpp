@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/conv2d.h"
 #include "cpu/replica.h"
 #include "cpu/spmm.h"
 #include "cpu/synflow.h"
@@ -352,6 +353,46 @@ void def_flow(py::module_& m, const std::string& type) {
       .def("chain_scores", &run_flow_scores<T>);
 }
 
+// The fields of Convolution in their order; channels_last is 0 or 1.
+using PyConvolution = std::array<int64_t, 17>;
+
+Convolution convolution_of(const PyConvolution& c) {
+  const Convolution conv{c[0], c[1], c[2],  c[3],  c[4],  c[5],  c[6],  c[7],
+                         c[8], c[9], c[10], c[11], c[12], c[13], c[14], c[15], c[16] != 0};
+  if (*std::min_element(c.begin(), c.end()) < 0 || conv.groups < 1 || conv.stride_height < 1 ||
+      conv.stride_width < 1 || conv.out_height < 1 || conv.out_width < 1)
+    throw std::invalid_argument("malformed convolution");
+  return conv;
+}
+
+template <typename T>
+void bound_conv2d(uintptr_t x, const PyConvolution& sizes, const PyStructure& w, uintptr_t values, uintptr_t bias,
+                  bool relu, uintptr_t y, int threads, const std::string& isa) {
+  const Structure structure = structure_of(w);
+  const Convolution conv = convolution_of(sizes);
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return conv2d(at<const T>(x), conv, structure, at<const T>(values), at<const T>(bias), relu, at<T>(y), run);
+  });
+}
+
+template <typename T>
+void bound_conv2d_backward(uintptr_t g, uintptr_t gate, uintptr_t x, const PyConvolution& sizes,
+                           const PyStructure& w, uintptr_t values, uintptr_t dx, uintptr_t dvalues,
+                           uintptr_t dbias, int threads, const std::string& isa) {
+  const Structure structure = structure_of(w);
+  const Convolution conv = convolution_of(sizes);
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return conv2d_backward(at<const T>(g), at<const T>(gate), at<const T>(x), conv, structure, at<const T>(values),
+                           Gradients<T>{at<T>(dx), at<T>(dvalues), at<T>(dbias)}, run);
+  });
+}
+
+template <typename T>
+void def_sparse_convolutions(py::module_& m, const std::string& type) {
+  m.def(("conv2d_" + type).c_str(), &bound_conv2d<T>);
+  m.def(("conv2d_backward_" + type).c_str(), &bound_conv2d_backward<T>);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -365,6 +406,8 @@ PYBIND11_MODULE(_cpu, m) {
   def_replicas<double>(m, "float64");
   def_flow<float>(m, "float32");
   def_flow<double>(m, "float64");
+  def_sparse_convolutions<float>(m, "float32");
+  def_sparse_convolutions<double>(m, "float64");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

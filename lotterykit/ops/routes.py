@@ -136,6 +136,22 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.ops.synflow_masks:synflow_masks_reference",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="sparse_conv2d",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.ops.sparse_conv2d_native:sparse_conv2d_cpu",
+        density=(0.0, 0.4),
+        evidence="benchmarks/results/x86_64-avx2-conv.json",
+    ),
+    Route(
+        op="sparse_conv2d",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.sparse_conv2d:sparse_conv2d_reference",
+        evidence="plain torch, runs everywhere",
+    ),
 )
 
 # op -> module of its public function, where that is not lotterykit.ops.<op>

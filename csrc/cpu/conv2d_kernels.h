@@ -1,0 +1,47 @@
+// The two inner loops of the sparse convolution, one for each instruction set and number of vectors.
+#pragma once
+#include <cstdint>
+
+#include "runtime.h"
+
+#define LOTTERYKIT_INLINE inline __attribute__((always_inline))
+
+namespace lotterykit {
+
+constexpr int most_vectors = 8;  // sums of a block that stay in registers
+
+// Kept weights by row: row r's are [first[r], last[r]), and weight k meets the input at offsets[k].
+template <typename T>
+struct Taps {
+  const int32_t *first, *last;
+  const int64_t* offsets;
+  const T* values;
+};
+
+// What is done with sums: those that do not begin go on from `out`.
+struct Stage {
+  bool begins, relu;
+};
+
+// Entries of a vector.
+template <typename T>
+inline int vector_width(Isa isa) {
+  return (isa == Isa::avx512 ? 64 : 32) / int(sizeof(T));
+}
+
+// Rows [from, to): out[(r - from) * stride ...] = act(bias[r] + sum of values[k] * x[offsets[k] ...]) over
+// `vectors` consecutive vectors, 1 to most_vectors.
+template <typename T>
+void conv_products(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, Stage stage,
+                   int vectors, T* out, int64_t stride, Isa isa);
+
+// Rows [from, to): dvalues[k] += the dot product of g[r * g_stride ...] and x[offsets[k] ...] over the vectors.
+template <typename T>
+void conv_samples(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
+                  int vectors, T* dvalues, Isa isa);
+
+// out[c * out_stride + r] = in[r * in_stride + c].
+template <typename T>
+void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out, int64_t out_stride, Isa isa);
+
+}  // namespace lotterykit
