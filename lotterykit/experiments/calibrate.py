@@ -18,6 +18,7 @@ from lotterykit.experiments.forecast import (
     rounds,
     score_epochs,
     train_samples,
+    trained_density,
     widths,
 )
 from lotterykit.experiments.spec import CellSpec
@@ -27,7 +28,6 @@ MOST_STEPS = 30
 MOST_ROUNDS = 2
 MOST_SECONDS = 2.0  # of either measurement, by the guess
 SMALL = {"width": 100, "depth": 5, "samples": 1000, "batch_size": 32}
-TRUTH_DENSITY = 0.01  # stands for "truth" where only the cost matters
 
 Batch = Sequence[CellSpec]
 
@@ -82,7 +82,7 @@ def _timed_steps(batch: Batch, count: int) -> float:
         loss = "mse"
         if cell.task == "circle":
             y, loss = y.argmax(1), "cross_entropy"
-        density = TRUTH_DENSITY if cell.density == "truth" else cell.density
+        density = trained_density(cell)
         masks = {
             f"{2 * i}.weight": torch.rand(b, a, generator=generator) <= density
             for i, (a, b) in enumerate(itertools.pairwise(layers))

@@ -19,11 +19,13 @@ START_SECONDS = 3.0  # until a spawned worker has loaded torch
 EVALUATED = 4096  # samples that are evaluated at once
 
 # Guesses in seconds for one core; they order batches, bound them and say what is too dear to be measured.
-# `calibrate` measures what a forecast tells. Taken at widths 100 to 1000 on a core of 3e10 flop/s.
-LAYER_SECONDS = 2e-5  # calls of a training step, a layer and cell of a batch
-FLOP_SECONDS = 1 / 3e10
-WEIGHT_SECONDS = 2e-9  # the optimizer, a weight and step
-SELECT_SECONDS = 5e-9  # a step's mask from the scores, a weight and step of score training
+# `calibrate` measures what a forecast tells. Taken at widths 100 to 1000 on one core with AVX2.
+LAYER_SECONDS = 5e-7  # of a training step, a layer
+FLOP_SECONDS = 1 / 6e10  # of a dense layer
+SPARSE = 2.0  # what a kept weight of a sparse layer costs, in weights of a dense one
+TRUTH_DENSITY = 0.01  # stands for "truth" where only the cost matters
+WEIGHT_SECONDS = 5e-10  # the optimizer, a weight and step
+SELECT_SECONDS = 1e-9  # a step's mask from the scores, a weight and step of score training
 SCORE_SECONDS = 1.5e-7  # scoring and selecting, a weight and round
 CELL_SECONDS = 5e-3  # planting and the rest that every cell needs
 PLANT_SECONDS = 1.5e-7  # planting and copying, a weight
@@ -91,13 +93,24 @@ def parameters(cell: CellSpec) -> int:
     return sum(a * b + b for a, b in itertools.pairwise(widths(cell)))
 
 
+def trained_density(cell: CellSpec) -> float:
+    """The density that the cell's weights have while they are trained, the mean over its steps."""
+    final = TRUTH_DENSITY if cell.density == "truth" else float(cell.density)
+    if not _searches_in_shots(cell) or not cell.shots * cell.shot_epochs:
+        return final
+    shots = min(cell.shots, 1000)  # the mean of more differs by nothing
+    mean = sum(final ** (number / shots) for number in range(shots)) / shots
+    searching = cell.shots * cell.shot_epochs
+    return (searching * mean + cell.epochs * final) / (searching + cell.epochs)
+
+
 def guess_step(cell: CellSpec) -> float:
     """Seconds of a training step of a cell alone on a core, roughly; the mean over scores and weights."""
-    flops = 6 * min(cell.batch_size, train_samples(cell)) * FLOP_SECONDS
-    selecting = 0.0
-    if score_epochs(cell):
-        selecting = SELECT_SECONDS * score_epochs(cell) / (score_epochs(cell) + cell.epochs)
-    return LAYER_SECONDS * cell.depth + parameters(cell) * (flops + WEIGHT_SECONDS + selecting)
+    flops = 6 * min(cell.batch_size, train_samples(cell)) * FLOP_SECONDS + WEIGHT_SECONDS
+    dense = parameters(cell) * (flops + SELECT_SECONDS)
+    sparse = parameters(cell) * flops * min(1.0, SPARSE * trained_density(cell))
+    share = score_epochs(cell) / max(1, score_epochs(cell) + cell.epochs)
+    return LAYER_SECONDS * cell.depth + share * dense + (1 - share) * sparse
 
 
 def guess_cell(cell: CellSpec) -> float:

@@ -138,8 +138,7 @@ def _prune_by_scores(search: Search, density: float) -> None:
         search.network, cell.method, density=density, rounds=cell.rounds, scope=cell.scope, data=[batch],
         loss_fn=_loss_fn(cell), invert=cell.invert, seed=derive_seed(cell.seed, f"prune {density!r}"),
     )  # fmt: skip
-    for _ in range(cell.rounds):
-        search.masks = pruner.step()
+    search.masks = pruner.run()
     search.rounds += pruner.history
 
 

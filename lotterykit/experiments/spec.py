@@ -17,9 +17,9 @@ from pydantic_core import ErrorDetails
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
 
 # Rises whenever a change of ours changes the numbers of a row: older rows are then not reused.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 MAX_COUNT = 10**6  # epochs, rounds, ...: far beyond any use, so that a slip is refused and nothing overflows
-BATCH = 16  # cells a batch: as many as one batch of `train_replicas`
+BATCH = 64  # cells a batch: all of a seed, which share data, mothers and equal trainings
 
 Task = Literal["circle", "relu", "helix"]
 Scored = Literal["random", "magnitude", "snip", "grasp", "synflow"]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lotterykit.errors import ArgumentError
-from lotterykit.mask import prunable_layers, refuse_sparse
+from lotterykit.mask import Masks, prunable_layers, refuse_sparse
 from lotterykit.nn.evaluation import evaluating
+from lotterykit.pruning.chain import chain_of
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 MIXING = (
@@ -56,16 +57,19 @@ def live_weights(model: nn.Module, example_input: Tensor | None = None) -> dict[
             )
     layers = list(prunable_layers(model))
     names = [f"{prefix}weight" for prefix, _ in layers]
-    base = {n: p.detach().double().abs() for n, p in model.named_parameters()} | without_bias(model)
-    masks = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] == "weight_mask"}
-    dense = {name: _even(base[name]) for name in names}
-    kept = {n: w * masks[f"{n}_mask"] if f"{n}_mask" in masks else w.clone() for n, w in dense.items()}
     example = one_input(model, example_input)
+    if (chain := chain_of(model, example, bias=False)) is not None:  # the masks alone tell, and at once
+        masks = chain.masks or [torch.ones_like(w, dtype=torch.bool) for w in chain.weights]
+        return dict(Masks(dict(zip(chain.names, masks, strict=True))).live())
+    base = {n: p.detach().double().abs() for n, p in model.named_parameters()} | without_bias(model)
+    buffers = {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] == "weight_mask"}
+    dense = {name: _even(base[name]) for name in names}
+    kept = {n: w * buffers[f"{n}_mask"] if f"{n}_mask" in buffers else w.clone() for n, w in dense.items()}
     with evaluating(model):
         found = flow(model, names, base | kept, example)
         shares = _shares(found)
         if not any(share > 0 for share in shares):
-            open_masks = {name: torch.ones_like(mask) for name, mask in masks.items()}
+            open_masks = {name: torch.ones_like(mask) for name, mask in buffers.items()}
             if max(_shares(flow(model, names, base | dense | open_masks, example))) < ROUNDING:
                 raise ArgumentError("even the dense network has no positive product: nothing can be told")
     mixed = any(bool((score < 0).any()) for score in found.values())

@@ -23,8 +23,8 @@ BASE = {"task": "circle", "method": "snip", "density": 0.1}
 
 
 def test_key_is_pinned_so_that_stored_rows_stay_found():
-    assert RESULTS_VERSION == 1
-    assert CellSpec(**BASE).key() == "f663bd9b45f71aafe3f52a071934c7fe29eef66aba65879cd54d31104e737f13"
+    assert RESULTS_VERSION == 2
+    assert CellSpec(**BASE).key() == "ca3b86f583b27b44d8486d20869d2d0f9ceb4b8b45eabe5ebdeea6886d67b2b5"
 
 
 def test_default_fields_do_not_change_the_key():
