@@ -17,6 +17,7 @@ from lotterykit.experiments.forecast import (
     say_bytes,
     say_seconds,
     steps,
+    trained_density,
     work,
 )
 from lotterykit.experiments.grid import Grid
@@ -95,10 +96,22 @@ def test_dearer_cells_weigh_more():
         return work(CellSpec(**{**CELL.model_dump(), **changes}))
 
     dearer = [
-        {}, {"rounds": 100}, {"epochs": 20}, {"pipeline": "multi-shot"}, {"width": 1000},
+        {}, {"epochs": 20}, {"rounds": 100}, {"pipeline": "multi-shot"}, {"width": 1000},
         {"width": 1000, "depth": 10},
     ]  # fmt: skip
     assert [cost(**c) for c in dearer] == sorted(cost(**c) for c in dearer)
+
+
+def test_the_density_that_is_trained():
+    def density(**changes):
+        return trained_density(CellSpec(**{**CELL.model_dump(), **changes}))
+
+    assert density(density=0.25) == 0.25
+    assert density(density=1.0, pipeline="multi-shot") == 1.0
+    two = {"density": 0.25, "pipeline": "multi-shot", "shots": 2, "shot_epochs": 5, "epochs": 10}
+    assert density(**two) == pytest.approx((5 * 1.0 + 5 * 0.5 + 10 * 0.25) / 20)
+    assert density(**two | {"shot_epochs": 0}) == 0.25
+    assert density(density=0.01, pipeline="multi-shot", shots=10**6) < 0.3
 
 
 def test_more_memory_than_there_is_is_refused(monkeypatch):

@@ -119,11 +119,12 @@ def test_progress_tells_the_cells_under_way(store):
 @pytest.mark.parametrize(
     ("fields", "most"),
     [
-        ({}, 16),
-        ({"pipeline": "multi-shot"}, 8),
-        ({"width": 500}, 3),
-        ({"width": 1000}, 1),
-        ({"rounds": 1000}, 8),
+        ({}, 64),
+        ({"pipeline": "multi-shot"}, 30),
+        ({"width": 500}, 25),
+        ({"width": 1000}, 7),
+        ({"width": 3000}, 1),
+        ({"rounds": 1000}, 10),
     ],
     ids=str,
 )
