@@ -320,3 +320,26 @@ def test_scores_that_diverge() -> None:
     assert any(bool(scores.isnan().any()) for scores in result.scores.values())
     for key, mask in result.masks.items():
         assert int(mask.sum()) == round(0.9 * mask.numel()), key
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_full_trainings_agree_in_distribution(density: float) -> None:
+    """25 seeds in float32, long after rounding has parted the two: the means lie in each other's 95 %
+    confidence interval, and so does that of the paired differences around 0."""
+    recipe = Recipe("mse", epochs=12, lr=3e-3)
+    runs = []
+    for seed in range(25):
+        run = spec((2, 30, 30, 3), recipe, density, seed=seed, n=600, dtype=torch.float32)
+        x = torch.cat([run.data.x_train, run.data.x_test])
+        y = torch.stack([x[:, 0] * x[:, 1], x.square().sum(1), x[:, 0].abs()], 1)
+        runs.append(replace(run, data=Split(x[:600], y[:600], x[600:], y[600:])))
+    ours = torch.tensor([r.metrics["mse"] for r in native(runs).train(None, None)]).double()
+    theirs = torch.tensor([r.metrics["mse"] for r in TorchBatch(runs, torch.device("cpu")).train(None, None)])
+    untrained = native([replace(run, recipe=replace(recipe, epochs=0)) for run in runs]).train(None, None)
+    assert float(theirs.mean()) < 0.8 * sum(r.metrics["mse"] for r in untrained) / 25, "it learns something"
+    for values in (ours.log(), theirs.double().log()):
+        assert float((ours.log().mean() - theirs.double().log().mean()).abs()) <= 2.064 * float(
+            values.std() / 5
+        )
+    difference = ours.log() - theirs.double().log()
+    assert float(difference.mean().abs()) <= 2.064 * float(difference.std() / 5) + 1e-6
