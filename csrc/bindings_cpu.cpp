@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/match_neurons.h"
 #include "cpu/spmm.h"
 #include "cpu/synflow.h"
 #include "cpu/topk_mask.h"
@@ -136,6 +137,17 @@ void def_sparse_products(py::module_& m, const std::string& type) {
   m.def(("spmm_backward_" + type).c_str(), &bound_spmm_backward<T>);
 }
 
+void bound_match_neurons(uintptr_t theta, int64_t targets, int64_t places, uintptr_t candidates, int64_t count,
+                         double tie, uintptr_t chosen, uintptr_t product, uintptr_t norm, uintptr_t aligned) {
+  if (targets < 0 || places < 0 || targets > count)
+    throw std::invalid_argument("match_neurons: more targets than candidates, or a negative size");
+  const Matches out{at<int64_t>(chosen), at<double>(product), at<double>(norm), at<uint8_t>(aligned)};
+  run_stoppable(1, "best", [&](const Run& run) {
+    return match_neurons(at<const double>(theta), targets, places, at<const double>(candidates), count, tie, out,
+                         run.watch);
+  });
+}
+
 // (layers, kept, seed): see FlowCount.
 using PyFlowCount = std::tuple<std::vector<int64_t>, int64_t, uint64_t>;
 
@@ -262,6 +274,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best");
   def_sparse_products<float>(m, "float32");
   def_sparse_products<double>(m, "float64");
+  m.def("match_neurons", &bound_match_neurons);
   def_flow<float>(m, "float32");
   def_flow<double>(m, "float64");
 #ifdef _OPENMP

@@ -106,4 +106,19 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.ops.synflow_masks:synflow_masks_reference",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="match_neurons",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float64,),
+        kernel="lotterykit.ops.match_neurons:match_neurons_cpu",
+        evidence="benchmarks/results/x86_64-avx2-planting.json",
+    ),
+    Route(
+        op="match_neurons",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.match_neurons:match_neurons_reference",
+        evidence="plain torch, runs everywhere",
+    ),
 )
