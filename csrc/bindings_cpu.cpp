@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/conv2d.h"
+#include "cpu/match_neurons.h"
 #include "cpu/replica.h"
 #include "cpu/spmm.h"
 #include "cpu/synflow.h"
@@ -236,6 +237,17 @@ void def_replicas(py::module_& m, const std::string& type) {
       .def("write_back", &Replicas<T>::write_back);
 }
 
+void bound_match_neurons(uintptr_t theta, int64_t targets, int64_t places, uintptr_t candidates, int64_t count,
+                         double tie, uintptr_t chosen, uintptr_t product, uintptr_t norm, uintptr_t aligned) {
+  if (targets < 0 || places < 0 || targets > count)
+    throw std::invalid_argument("match_neurons: more targets than candidates, or a negative size");
+  const Matches out{at<int64_t>(chosen), at<double>(product), at<double>(norm), at<uint8_t>(aligned)};
+  run_stoppable(1, "best", [&](const Run& run) {
+    return match_neurons(at<const double>(theta), targets, places, at<const double>(candidates), count, tie, out,
+                         run.watch);
+  });
+}
+
 // (layers, kept, seed): see FlowCount.
 using PyFlowCount = std::tuple<std::vector<int64_t>, int64_t, uint64_t>;
 
@@ -404,6 +416,7 @@ PYBIND11_MODULE(_cpu, m) {
   def_sparse_products<double>(m, "float64");
   def_replicas<float>(m, "float32");
   def_replicas<double>(m, "float64");
+  m.def("match_neurons", &bound_match_neurons);
   def_flow<float>(m, "float32");
   def_flow<double>(m, "float64");
   def_sparse_convolutions<float>(m, "float32");

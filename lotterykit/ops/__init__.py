@@ -2,6 +2,7 @@
 
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.masked_linear import masked_linear
+from lotterykit.ops.match_neurons import match_neurons
 from lotterykit.ops.sddmm import sddmm
 from lotterykit.ops.sparse_conv2d import sparse_conv2d
 from lotterykit.ops.spmm import spmm
@@ -12,6 +13,7 @@ from lotterykit.ops.topk_mask import topk_mask
 __all__ = [
     "CSR",
     "masked_linear",
+    "match_neurons",
     "sddmm",
     "sparse_conv2d",
     "spmm",

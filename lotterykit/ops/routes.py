@@ -152,6 +152,21 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.ops.sparse_conv2d:sparse_conv2d_reference",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="match_neurons",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float64,),
+        kernel="lotterykit.ops.match_neurons:match_neurons_cpu",
+        evidence="benchmarks/results/x86_64-avx2-planting.json",
+    ),
+    Route(
+        op="match_neurons",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.match_neurons:match_neurons_reference",
+        evidence="plain torch, runs everywhere",
+    ),
 )
 
 # op -> module of its public function, where that is not lotterykit.ops.<op>

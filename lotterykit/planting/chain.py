@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,8 @@ def _effective(module: nn.Module, kind: str, name: str, what: str) -> Tensor | N
     if parameter is None:
         return None
     value: Tensor = parameter.detach()
-    if not value.is_floating_point() or not bool(value.isfinite().all()):
+    # A sum is finite only where its terms are: one pass, isfinite takes several.
+    if not value.is_floating_point() or not (bool(value.sum().isfinite()) or bool(value.isfinite().all())):
         raise ArgumentError(f"the {what}'s {name + '.' if name else ''}{kind} is not finite floating-point")
     if mask is not None and not bool(mask.all()):
         if what == "mother":
@@ -171,10 +172,10 @@ def check_fit(target: list[Layer], mother: list[Layer]) -> None:
             raise ArgumentError(f"the target's layer {i} has biases, the mother's {m.name[:-1]!r} none")
 
 
-def mother_tensor(network: nn.Module, name: str) -> Tensor:
+def mother_tensor(parameters: Mapping[str, Tensor], name: str) -> Tensor:
     """The parameter `name` of the network that is planted into; raises `ArgumentError` for a layer whose
     weights are no dense parameter."""
-    parameter = dict(network.named_parameters()).get(name)
+    parameter = parameters.get(name)
     if parameter is None:
         raise ArgumentError(f"the mother's {name} is no dense parameter: revert the layer before planting")
     return parameter

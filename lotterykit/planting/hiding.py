@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypedDict
 
 import torch
 from torch import Tensor
+
+CELLS = 4096  # of the table that spares most entries a search
 
 
 class Hiding(TypedDict):
@@ -41,8 +44,25 @@ def _auc(magnitude: Tensor, kept: Tensor) -> float | None:
     others = magnitude.numel() - kept.numel()
     if others == 0:
         return None
-    # per entry: how many of the few kept lie below it, and how many do not exceed it
-    below = torch.bucketize(magnitude, kept).sum() + torch.bucketize(magnitude, kept, right=True).sum()
-    inside = torch.bucketize(kept, kept).sum() + torch.bucketize(kept, kept, right=True).sum()
-    lost = 0.5 * float(below - inside)
+    lost = 0.5 * (_below(magnitude, kept) - _below(kept, kept))
     return 1.0 - lost / (others * kept.numel())
+
+
+def _below(magnitude: Tensor, kept: Tensor) -> int:
+    """Summed over the entries: how many of the few `kept` (sorted) lie below, and how many do not exceed it.
+
+    A table of cells settles most entries: in one without a kept value all kept of the cells below are below,
+    and the others above. Only the rest is searched, which takes 20 times as long.
+    """
+    scale = CELLS / float(kept[-1]) if float(kept[-1]) > 0 else math.inf
+    if magnitude.numel() <= CELLS or scale > torch.finfo(magnitude.dtype).max:
+        return _searched(magnitude, kept)
+    cells, own = ((m * scale).clamp_(max=CELLS + 1).int() for m in (magnitude, kept))
+    held = torch.bincount(own, minlength=CELLS + 2)
+    lower = held.cumsum(0) - held
+    settled = torch.bincount(cells, minlength=CELLS + 2) * torch.where(held > 0, 0, 2 * lower)
+    return int(settled.sum()) + _searched(magnitude[(held > 0).index_select(0, cells)], kept)
+
+
+def _searched(magnitude: Tensor, kept: Tensor) -> int:
+    return sum(int(torch.bucketize(magnitude, kept, right=right).sum()) for right in (False, True))

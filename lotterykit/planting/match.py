@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
+from lotterykit.ops.match_neurons import match_neurons
 from lotterykit.planting.chain import Layer, as_float64, check_fit, read_chain
 from lotterykit.planting.targets import TargetNetwork
 
 MATCHINGS = ("best", "random")
 SCALINGS = ("paper", "norm")
-COSINE_TIE = 1e-12  # one-parameter neurons have cosine 1 up to rounding
 
 Array = NDArray[np.float64]
 
@@ -112,34 +112,21 @@ def _hidden_layer(
 ) -> tuple[NDArray[np.int64], Array]:
     """(mother neuron or -1, lambda) for each target neuron; `free` is a random order of the mother's
     neurons, or None for the best match."""
-    product = theta @ candidates.T
-    norm = np.sqrt(places @ (candidates**2).T)
     length = np.linalg.norm(theta, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.where(norm > 0, product / norm / length[:, None], -np.inf)
-    chosen, lambdas = np.full(len(theta), -1), np.ones(len(theta))
-    taken = np.zeros(len(candidates), dtype=bool)
+    if free is None:
+        found = match_neurons(torch.from_numpy(theta), torch.from_numpy(candidates))
+        chosen, product, norm, aligned = (t.numpy() for t in found)
+    else:
+        chosen = np.where(length > 0, free[: len(theta)], -1)
+        norm = np.linalg.norm(places * candidates[chosen], axis=1)
+        product, aligned = np.zeros(len(theta)), np.zeros(len(theta), dtype=bool)
+    lambdas = np.ones(len(theta))
     for i in np.flatnonzero(length):
-        if free is not None:
-            j, aligned = int(free[i]), False
+        if aligned[i] and scaling == "paper":
+            lambdas[i] = product[i] / norm[i] ** 2
         else:
-            j, aligned = _best(np.where(taken, -np.inf, cosine[i]), np.where(taken, -1.0, norm[i]))
-        taken[j] = True
-        chosen[i] = j
-        if aligned and scaling == "paper":
-            lambdas[i] = product[i, j] / norm[i, j] ** 2
-        else:
-            lambdas[i] = _norm_ratio(length[i], norm[i, j], candidates)
+            lambdas[i] = _norm_ratio(length[i], norm[i], candidates)
     return chosen, lambdas
-
-
-def _best(cosine: Array, norm: Array) -> tuple[int, bool]:
-    """The free neuron of largest cosine, ties to the largest norm; (that of largest norm, False) where no
-    cosine is positive. The largest norm keeps the output scale small."""
-    top = cosine.max()
-    if top <= 0:
-        return int(norm.argmax()), False
-    return int(np.where(cosine >= top - COSINE_TIE, norm, -1.0).argmax()), True
 
 
 def _norm_ratio(length: float, norm: float, candidates: Array) -> float:

@@ -78,18 +78,19 @@ def write(matched: Match, mother: nn.Module, *, gain: float = 1.0) -> Planted:
     """
     check_gain(gain)
     network, step = copy.deepcopy(mother), matched.scale ** (gain / len(matched.layers))
+    before, after = dict(mother.named_parameters()), dict(network.named_parameters())
     masks: dict[str, Tensor] = {}
     report: dict[str, Hiding] = {}
     for depth, layer in enumerate(matched.layers, start=1):
         weight, bias = layer.weight * step, layer.bias * step**depth
         for kind, values in (("weight", weight), ("bias", bias)):
             name = f"{layer.name}{kind}"
-            if kind == "bias" and name not in dict(network.named_parameters()):
+            if kind == "bias" and name not in after:
                 continue  # check_fit saw that the target has none either
-            parameter = mother_tensor(network, name)
+            parameter = mother_tensor(after, name)
             masks[name] = _write_values(parameter, layer, values)
             if values.any():
-                report[name] = hiding(mother_tensor(mother, name), parameter, masks[name])
+                report[name] = hiding(before[name], parameter, masks[name])
     assignment = tuple(torch.from_numpy(units.copy()) for units in matched.assignment)
     return Planted(network, Masks(masks), float(matched.scale ** (1.0 - gain)), report, assignment)
 

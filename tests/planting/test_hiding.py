@@ -32,3 +32,21 @@ def test_hiding_counts_ties_half():
     row = hiding(mother, mother, torch.tensor([True, False, False, True]))
     assert row["auc"] == pytest.approx((0.5 + 0.5 + 1 + 1) / 4)
     assert hiding(torch.zeros(2), torch.ones(2), torch.tensor([True, False]))["max_sigma"] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["normal", "large", "small", "zero", "levels"])
+def test_the_auc_of_large_tensors_is_the_counted_one(dtype, kind):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(20_000, generator=generator)
+    mask = torch.rand(20_000, generator=generator) < 0.002
+    if kind in ("large", "small"):  # all kept in one cell, or near the smallest number there is
+        x[mask] *= 1e3 if kind == "large" else float(torch.finfo(dtype).tiny)
+    elif kind == "zero":
+        x[mask] = 0.0
+    elif kind == "levels":
+        x = (x * 3).round()
+    x = x.to(dtype)
+    inside, outside = x.double().abs()[mask][:, None], x.double().abs()[~mask][None]
+    wins = (inside > outside).double() + 0.5 * (inside == outside).double()
+    assert hiding(x, x, mask)["auc"] == pytest.approx(float(wins.mean()), rel=1e-12)
