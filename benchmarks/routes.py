@@ -19,8 +19,15 @@ from lotterykit.ops.dispatch import missing
 from lotterykit.ops.routes import ROUTES
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = {"topk": ("20000x20", "270000x20")}  # a product: a layer of 784-300-100 and a small one
-LAYERS = ("64x784x300", "32x100x100")
+SHAPES = {
+    "topk": ("20000x20", "270000x20"),
+    "conv": ("32x64x16x64", "8x16x8x16"),
+    "replicas": ("16x100x30",),
+    "scores": ("16x100x30",),
+    "synflow": ("256x128x64x10",),
+    "synflow-scores": ("784x300x100x10", "100x100x10"),
+}
+LAYERS = ("64x784x300", "32x100x100")  # a product: a layer of 784-300-100 and a small one
 DENSITIES = (1.0, 0.5, 0.1, 0.01, 0.001)
 
 

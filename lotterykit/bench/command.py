@@ -43,9 +43,9 @@ def bench(
     Parameters
     ----------
     op
-        linear, spmm, sddmm or topk (`lotterykit bench --list`).
+        linear, conv, topk, replicas, scores, synflow or another of `lotterykit bench --list`.
     shape
-        Sizes joined by x: batch x in x out, or scores x tensors for topk.
+        Sizes joined by x, as `--list` names them: batch x in x out of linear.
     density
         Kept / total, in (0, 1]; .1 and .01 by default.
     dtype

@@ -13,7 +13,8 @@ import torch
 from lotterykit.bench.ceilings import cpu_ceilings
 from lotterykit.bench.contender import Contender
 from lotterykit.bench.peers import PEERS, Peer, forced, unserved
-from lotterykit.bench.problems import DTYPES, OPS, Problem, Setting, parse_shape
+from lotterykit.bench.problems import OPS, parse_shape
+from lotterykit.bench.setting import DTYPES, Problem, Setting
 from lotterykit.bench.timing import alternate
 from lotterykit.errors import ArgumentError, check_density, unknown_name
 from lotterykit.ops.dispatch import BACKENDS
@@ -64,14 +65,14 @@ def grid(
         if work not in OPS[op].works:
             raise unknown_name(f"work of {op}", work, OPS[op].works)
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise unknown_name("dtype", dtype, DTYPES)
+        if dtype not in OPS[op].dtypes:
+            raise unknown_name(f"dtype of {op}", dtype, OPS[op].dtypes)
     cores = os.cpu_count() or 1
     for count in threads:
         if not 1 <= count <= cores:
             raise ArgumentError(f"threads must lie in [1, {cores}], the cores of this machine, got {count}")
-    if device not in ("cpu", "cuda"):
-        raise unknown_name("device", device, ("cpu", "cuda"))
+    if device not in OPS[op].devices:
+        raise unknown_name(f"device of {op}", device, OPS[op].devices)
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("device cuda was asked for, but torch sees no CUDA device")
     axes = itertools.product(
@@ -81,9 +82,12 @@ def grid(
         threads,
         works or OPS[op].works,
     )
-    return [
-        Setting(op, shape, density, work, dtype, count, device) for shape, dtype, density, count, work in axes
+    own = OPS[op].own
+    settings = [
+        Setting(op, shape, own[work](shape) if work in own else density, work, dtype, count, device)
+        for shape, dtype, density, count, work in axes
     ]
+    return list(dict.fromkeys(settings))  # a work with a density of its own is measured once
 
 
 def measure(
@@ -106,6 +110,7 @@ def measure(
             seconds=seconds,
             around=lambda name: forced(*entries[name]),
         )
+    timings = {name: timing.each_of(ready[name].steps) for name, timing in timings.items()}
     row = setting.as_dict() | {"flops": problem.flops, "traffic": problem.traffic}
     row |= {"us": {name: timing.as_dict() for name, timing in timings.items()}, "refused": refused}
     ours = next((name for name in timings if entries[name][0].ours), None)

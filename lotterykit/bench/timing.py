@@ -25,6 +25,10 @@ class Timing:
     p80: float
     repeats: int
 
+    def each_of(self, steps: int) -> Timing:
+        """The time of one of `steps` equal steps in a call."""
+        return Timing(self.median / steps, self.p20 / steps, self.p80 / steps, self.repeats)
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 
