@@ -25,10 +25,12 @@ def main() -> int:
     parser.add_argument("--densities", default=".4,.2,.1,.05,.01")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--repeats", default="15")
+    parser.add_argument("--clock", default="wall", help="cpu: CPU time, where the machine is shared")
     parser.add_argument("--peers", default="", help="all that serve conv by default")
     options = parser.parse_args()
     flags = ["--shape", options.shapes, "--density", options.densities, "--threads", options.threads]
-    flags += ["--repeats", options.repeats] + (["--peers", options.peers] if options.peers else [])
+    flags += ["--repeats", options.repeats, "--clock", options.clock]
+    flags += ["--peers", options.peers] if options.peers else []
     return invoke(["bench", "conv", *flags, "--json", str(RESULTS / f"{machine()}-conv.json")])
 
 

@@ -27,12 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="16x100x300")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--clock", default="wall", help="cpu: CPU time, where the machine is shared")
     options = parser.parse_args()
     check_repeats(options.repeats)
     rows = []
     for op, densities in DENSITIES.items():
         settings = grid(op, shapes=[options.shape], densities=densities)
-        measured = measure_all(settings, entries_of(op, (), ("auto", "reference")), repeats=options.repeats)
+        entries = entries_of(op, (), ("auto", "reference"))
+        measured = measure_all(settings, entries, repeats=options.repeats, clock=options.clock)
         show_rows(measured)
         rows += measured
     path = RESULTS / f"{results.machine()}-replicas.json"

@@ -59,7 +59,7 @@ def check(model: nn.Module, ones: Tensor, rounds: int = 3) -> None:
         raise SystemExit("VGG-16-BN: masks differ from the float64 reference")
 
 
-def vgg_row(repeats: int) -> dict[str, Any]:
+def vgg_row(repeats: int, clock: str) -> dict[str, Any]:
     """The row of VGG-16-BN, as `lotterykit.bench.kernels.measure` makes it."""
     torch.manual_seed(0)
     model, ones = vgg16_bn().eval(), torch.ones(1, 3, 32, 32)
@@ -74,11 +74,17 @@ def vgg_row(repeats: int) -> dict[str, Any]:
         state = [t for t in copied.state_dict().values() if t.is_floating_point()]
         published(lambda: copied(ones), weights, state, DENSITY)
 
-    timings = alternate({"prune_": ours, "published": theirs}, repeats=repeats)
+    timings = alternate({"prune_": ours, "published": theirs}, repeats=repeats, clock=clock)
     us = {name: timing.as_dict() for name, timing in timings.items()}
     ratio = timings["published"].median / timings["prune_"].median
     setting = Setting("synflow-vgg16-bn", (3, 32, 32), DENSITY, "rounds").as_dict()
-    return setting | {"us": us, "refused": {}, "ours": "prune_", "ratio": {"published": ratio}}
+    return setting | {
+        "clock": clock,
+        "us": us,
+        "refused": {},
+        "ours": "prune_",
+        "ratio": {"published": ratio},
+    }
 
 
 def main() -> int:
@@ -86,16 +92,17 @@ def main() -> int:
     parser.add_argument("--shapes", default=CHAINS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vgg-repeats", type=int, default=1)
+    parser.add_argument("--clock", default="wall", help="cpu: CPU time, where the machine is shared")
     options = parser.parse_args()
     check_repeats(options.repeats)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for op in ("synflow", "synflow-scores"):
         settings = grid(op, shapes=options.shapes.split(","), densities=[DENSITY])
-        rows += measure_all(settings, entries_of(op), repeats=options.repeats)
+        rows += measure_all(settings, entries_of(op), repeats=options.repeats, clock=options.clock)
     if options.vgg_repeats:
         check_repeats(options.vgg_repeats)
-        rows.append(vgg_row(options.vgg_repeats))
+        rows.append(vgg_row(options.vgg_repeats, options.clock))
     show_rows(rows)
     path = RESULTS / f"{results.machine()}-synflow.json"
     results.write(path, results.document(rows, repeats=options.repeats))

@@ -51,7 +51,11 @@ def _layer(setting: Setting) -> Layer:
 
     x, g = normal(batch, n_in, size, size), normal(batch, n_out, size, size)
     weight = normal(n_out, n_in, KERNEL, KERNEL)
-    mask = (torch.rand(weight.shape, generator=generator) < setting.density).to(setting.device)
+    # Never denser than was asked: at the end of a route's band that would measure the next route.
+    kept = int(setting.density * weight.numel())
+    mask = torch.zeros(weight.numel(), dtype=torch.bool)
+    mask[torch.randperm(weight.numel(), generator=generator)[:kept]] = True
+    mask = mask.view(weight.shape).to(setting.device)
     # A value that rounds to 0 is no kept weight to peers that find the structure in the weight itself.
     weight = torch.where(mask, torch.where(weight == 0, 1.0, weight), 0.0).to(weight.dtype)
     return Layer(x, g, weight, mask, CSR.from_mask(mask.flatten(1)))

@@ -15,7 +15,7 @@ from lotterykit.bench.contender import Contender
 from lotterykit.bench.peers import PEERS, Peer, forced, unserved
 from lotterykit.bench.problems import OPS, parse_shape
 from lotterykit.bench.setting import DTYPES, Problem, Setting
-from lotterykit.bench.timing import alternate
+from lotterykit.bench.timing import CLOCKS, alternate
 from lotterykit.errors import ArgumentError, check_density, unknown_name
 from lotterykit.ops.dispatch import BACKENDS
 
@@ -91,7 +91,12 @@ def grid(
 
 
 def measure(
-    setting: Setting, entries: dict[str, Entry], *, repeats: int = 41, seconds: float = SECONDS
+    setting: Setting,
+    entries: dict[str, Entry],
+    *,
+    repeats: int = 41,
+    seconds: float = SECONDS,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """The row of one setting: for every entry its microseconds, or the reason why it was not timed.
 
@@ -100,6 +105,7 @@ def measure(
     result agreed with float64); `gflops` of the first of ours, where the op has products.
     """
     check_repeats(repeats)
+    check_clock(clock, [setting])
     with _threads(setting.threads):
         problem = OPS[setting.op].problem(setting)
         ready, refused = admitted(problem, entries)
@@ -109,9 +115,10 @@ def measure(
             device=setting.device,
             seconds=seconds,
             around=lambda name: forced(*entries[name]),
+            clock=clock,
         )
     timings = {name: timing.each_of(ready[name].steps) for name, timing in timings.items()}
-    row = setting.as_dict() | {"flops": problem.flops, "traffic": problem.traffic}
+    row = setting.as_dict() | {"clock": clock, "flops": problem.flops, "traffic": problem.traffic}
     row |= {"us": {name: timing.as_dict() for name, timing in timings.items()}, "refused": refused}
     ours = next((name for name in timings if entries[name][0].ours), None)
     if ours is not None:
@@ -151,12 +158,13 @@ def measure_all(
     *,
     repeats: int = 41,
     seconds: float = SECONDS,
+    clock: str = "wall",
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """The rows of all settings; `report` gets each as soon as it is there."""
     rows = []
     for setting in settings:
-        rows.append(measure(setting, entries, repeats=repeats, seconds=seconds))
+        rows.append(measure(setting, entries, repeats=repeats, seconds=seconds, clock=clock))
         report(rows[-1])
     return rows
 
@@ -175,6 +183,14 @@ def check_repeats(repeats: object) -> None:
     """Raises `ArgumentError` for no count of timed calls."""
     if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= REPEATS:
         raise ArgumentError(f"repeats must lie in [1, {REPEATS}], got {repeats!r}")
+
+
+def check_clock(clock: str, settings: Sequence[Setting]) -> None:
+    """Raises `ArgumentError` for an unknown clock, and for one that does not tell what settings take."""
+    if clock not in CLOCKS:
+        raise unknown_name("clock", clock, CLOCKS)
+    if clock == "cpu" and any(s.threads > 1 or s.device != "cpu" for s in settings):
+        raise ArgumentError("--clock cpu adds up all threads: it goes with device cpu and --threads 1 alone")
 
 
 def check_baseline(op: str, entries: dict[str, Entry]) -> None:

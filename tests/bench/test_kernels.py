@@ -204,6 +204,13 @@ def test_unknown_peers_backends_and_repeats_are_refused():
             check_repeats(repeats)
 
 
+def test_cpu_time_is_for_one_thread():
+    row = measure(setting("spmm"), entries_of("spmm", ["dense"]), repeats=1, clock="cpu")
+    assert row["clock"] == "cpu"
+    with pytest.raises(ArgumentError, match="--threads 1 alone"):
+        measure(setting("spmm", threads=2), entries_of("spmm"), repeats=1, clock="cpu")
+
+
 def test_the_registries_fit_together():
     for name, peer in PEERS.items():
         assert peer.serves, name
