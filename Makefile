@@ -33,7 +33,10 @@ $(VENV)/.test: $(VENV)/.demo
 # of medians in alternating turns; leave the machine alone meanwhile. Peers: pip install sparseprop sparselab.
 bench: $(VENV)/.demo
 	$(RUN)/python benchmarks/linear.py
+	$(RUN)/python benchmarks/conv.py
 	$(RUN)/python benchmarks/topk.py
+	$(RUN)/python benchmarks/synflow.py
+	$(RUN)/python benchmarks/replicas.py
 	$(RUN)/lotterykit bench --goals benchmarks/results
 
 # For a machine with an NVIDIA GPU and a stock PyTorch image: nothing is downloaded.

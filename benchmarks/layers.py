@@ -3,7 +3,7 @@
     python benchmarks/layers.py [--sizes 100,256,512,1024] [--densities .5,.3,.1,.01] [--batches 32,128,512]
 
 Square linear layers with a bias, float32, one thread, the gradient of x included; the layers take turns, as
-in benchmarks/linear.py. Results are checked before they are timed. Prints ratios of medians and writes
+in `lotterykit bench`. Results are checked before they are timed. Prints ratios of medians and writes
 results/<machine>-layers.json, which `CROSSOVERS` of lotterykit/nn/crossover.py cites.
 """
 
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from linear import measure
 from torch import Tensor, nn
 
+from lotterykit.bench import results
+from lotterykit.bench.setting import Setting
+from lotterykit.bench.timing import alternate
 from lotterykit.nn import convert_, revert_
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,12 +47,14 @@ def row_of(batch: int, size: int, density: float, repeats: int) -> dict:
         dw2 = dw2[mask] if name == "sparse" else torch.where(mask, dw2, 0.0) if name == "masked" else dw2
         for one, other in ((dx, dx2), (dw, dw2), (db, db2)):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, msg=f"{name} differs")
-    seconds = measure(dict(steps), repeats)
-    ours = seconds["sparse"]["median"]
-    ratio = {name: taken["median"] / ours for name, taken in seconds.items() if name != "sparse"}
-    shown = f"{ours * 1e6:>10.0f} {ratio['masked']:>8.2f} {ratio['plain']:>8.2f}"
+    timings = alternate(dict(steps), repeats=repeats)
+    ours = timings["sparse"].median
+    ratio = {name: taken.median / ours for name, taken in timings.items() if name != "sparse"}
+    shown = f"{ours:>10.0f} {ratio['masked']:>8.2f} {ratio['plain']:>8.2f}"
     print(f"{batch:>6} {size:>6} {density:>8g} {shown}", flush=True)
-    return {"batch": batch, "size": size, "density": density, "seconds": seconds, "ratio": ratio}
+    setting = Setting("layer", (batch, size, size), density, "forward+backward").as_dict()
+    us = {name: taken.as_dict() for name, taken in timings.items()}
+    return setting | {"us": us, "ours": "sparse", "ratio": ratio}
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability().lower()}"
+    machine = results.machine()
     print(f"torch {torch.__version__}, {machine}, ratios are times over the sparse layer's")
     print(f"{'batch':>6} {'size':>6} {'density':>8} {'sparse us':>10} {'masked':>8} {'plain':>8}")
     rows = [
@@ -72,11 +74,8 @@ def main() -> None:
         for size in options.sizes.split(",")
         for density in options.densities.split(",")
     ]
-    head = {"torch": torch.__version__, "python": platform.python_version(), "machine": machine}
-    head |= {"repeats": options.repeats, "statistic": "median", "dtype": "float32", "threads": 1}
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{machine}-layers.json"
-    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    results.write(path, results.document(rows, repeats=options.repeats))
     print(path)
 
 

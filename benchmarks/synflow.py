@@ -1,32 +1,37 @@
 """C6: 100 rounds of SynFlow, against the published algorithm in eager torch.
 
-    python benchmarks/synflow.py [--networks lenet,deep,vgg] [--repeats 5] [--vgg-repeats 1]
+    python benchmarks/synflow.py [--shapes 784x300x100x10] [--repeats 5] [--vgg-repeats 1]
 
-The peer is Tanaka et al.'s loop: absolute values, one forward and backward pass of an all-ones input, scores,
-cat, kthvalue, masks. Before timing, our masks are checked to be those of the float64 reference (on VGG after
-3 rounds, by autograd). Both are timed in turns, on one thread; `prune_` includes turning layers into masked
-ones. Prints ratios of medians and writes results/<machine>-synflow.json.
+Chains of these widths to density .01 and one scoring of them are `lotterykit bench synflow` and
+`synflow-scores`. VGG-16-BN on 3 x 32 x 32 goes through `lotterykit.prune_`, its turning of layers into masked
+ones included; before timing, its masks after 3 rounds are compared with those of the float64 reference
+(--vgg-repeats 0 leaves it out: a call of the peer takes a minute). One thread, float32. Writes
+results/<machine>-synflow.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
-import statistics
-import time
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lotterykit.nn.models import mlp
+from lotterykit.bench import results
+from lotterykit.bench.kernels import check_repeats, entries_of, grid, measure_all
+from lotterykit.bench.setting import Setting
+from lotterykit.bench.synflow import ROUNDS, published
+from lotterykit.bench.tables import show_rows
+from lotterykit.bench.timing import alternate
 from lotterykit.ops import dispatch
 from lotterykit.pruning.prune import Pruner, prune_
 
 RESULTS = Path(__file__).parent / "results"
-DENSITY, ROUNDS = 0.01, 100
+DENSITY = 0.01
+CHAINS = "784x300x100x10,784x100x100x100x100x100x10"
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
 
 
@@ -42,42 +47,8 @@ def vgg16_bn() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(512, 10))
 
 
-NETWORKS = {
-    "lenet": (lambda: mlp([784, 300, 100, 10]), (1, 784)),
-    "deep": (lambda: mlp([784, 100, 100, 100, 100, 100, 10]), (1, 784)),
-    "vgg": (vgg16_bn, (1, 3, 32, 32)),
-}
-
-
-def published(model: nn.Module, ones: Tensor) -> list[Tensor]:
-    """The loop of Tanaka et al.'s code, float32; returns the masks."""
-    model = copy.deepcopy(model).eval()
-    parameters = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    masks = [torch.ones_like(p) for p in parameters]
-    for number in range(1, ROUNDS + 1):
-        with torch.no_grad():
-            state = [t for t in model.state_dict().values() if t.is_floating_point()]
-            signs = [t.sign() for t in state]
-            for t in state:
-                t.abs_()
-        model.zero_grad()
-        model(ones).sum().backward()
-        found = [(m * p.grad * p).detach().abs_() for m, p in zip(masks, parameters, strict=True)]
-        with torch.no_grad():
-            for t, sign in zip(state, signs, strict=True):
-                t.mul_(sign)
-            flat = torch.cat([f.flatten() for f in found])
-            dropped = int((1 - DENSITY ** (number / ROUNDS)) * flat.numel())
-            threshold = flat.kthvalue(dropped).values if dropped else -1.0
-            for m, f, p in zip(masks, found, parameters, strict=True):
-                m.copy_(torch.where(f <= threshold, 0.0, 1.0))
-                p.mul_(m)
-    return masks
-
-
-def check(name: str, model: nn.Module, ones: Tensor) -> None:
+def check(model: nn.Module, ones: Tensor, rounds: int = 3) -> None:
     """Our masks are those of rounds of float64 scores, each selected by `topk_mask`."""
-    rounds = 3 if name == "vgg" else ROUNDS
     ours = Pruner(copy.deepcopy(model), "synflow", density=DENSITY, rounds=rounds, example_input=ones)
     with dispatch.use_backend("reference"):
         stepped = Pruner(copy.deepcopy(model), "synflow", density=DENSITY, rounds=rounds, example_input=ones)
@@ -85,51 +56,59 @@ def check(name: str, model: nn.Module, ones: Tensor) -> None:
             expected = stepped.step()
     found = ours.run()
     if not all(torch.equal(found[key], expected[key]) for key in expected):
-        raise SystemExit(f"{name}: masks differ from the float64 reference")
+        raise SystemExit("VGG-16-BN: masks differ from the float64 reference")
 
 
-def row_of(name: str, repeats: int) -> dict:
-    make, shape = NETWORKS[name]
+def vgg_row(repeats: int, clock: str) -> dict[str, Any]:
+    """The row of VGG-16-BN, as `lotterykit.bench.kernels.measure` makes it."""
     torch.manual_seed(0)
-    model, ones = make(), torch.ones(shape)
-    check(name, model, ones)
-    times: dict[str, list[float]] = {"published": [], "lotterykit": []}
-    for _ in range(repeats):
-        start = time.perf_counter()
-        published(model, ones)
-        times["published"].append(time.perf_counter() - start)
-        for _ in range(1 if name == "vgg" else 3):
-            copied = copy.deepcopy(model)
-            start = time.perf_counter()
-            prune_(copied, "synflow", density=DENSITY, rounds=ROUNDS, example_input=ones)
-            times["lotterykit"].append(time.perf_counter() - start)
-    medians = {peer: statistics.median(t) for peer, t in times.items()}
-    ratio = medians["published"] / medians["lotterykit"]
-    shown = "  ".join(f"{peer} {1e3 * t:.1f} ms" for peer, t in medians.items())
-    print(f"{name:>6}  {shown}  ratio {ratio:.1f}", flush=True)
-    weights = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight"))
-    return {"network": name, "weights": weights, "seconds": medians, "ratio": ratio, "repeats": repeats}
+    model, ones = vgg16_bn().eval(), torch.ones(1, 3, 32, 32)
+    check(model, ones)
+
+    def ours() -> None:
+        prune_(copy.deepcopy(model), "synflow", density=DENSITY, rounds=ROUNDS, example_input=ones)
+
+    def theirs() -> None:
+        copied = copy.deepcopy(model)
+        weights = [m.weight for m in copied.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        state = [t for t in copied.state_dict().values() if t.is_floating_point()]
+        published(lambda: copied(ones), weights, state, DENSITY)
+
+    timings = alternate({"prune_": ours, "published": theirs}, repeats=repeats, clock=clock)
+    us = {name: timing.as_dict() for name, timing in timings.items()}
+    ratio = timings["published"].median / timings["prune_"].median
+    setting = Setting("synflow-vgg16-bn", (3, 32, 32), DENSITY, "rounds").as_dict()
+    return setting | {
+        "clock": clock,
+        "us": us,
+        "refused": {},
+        "ours": "prune_",
+        "ratio": {"published": ratio},
+    }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default="lenet,deep,vgg")
+    parser.add_argument("--shapes", default=CHAINS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vgg-repeats", type=int, default=1)
+    parser.add_argument("--clock", default="wall", help="cpu: CPU time, where the machine is shared")
     options = parser.parse_args()
+    check_repeats(options.repeats)
     torch.set_num_threads(1)
-    machine = f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability().lower()}"
-    print(f"torch {torch.__version__}, {machine}, 1 thread, density {DENSITY}, {ROUNDS} rounds")
-    rows = [
-        row_of(name, options.vgg_repeats if name == "vgg" else options.repeats)
-        for name in options.networks.split(",")
-    ]
-    head = {"torch": torch.__version__, "python": platform.python_version(), "machine": machine}
-    head |= {"threads": 1, "density": DENSITY, "rounds": ROUNDS, "statistic": "median"}
-    path = RESULTS / f"{machine}-synflow.json"
-    path.write_text(json.dumps(head | {"rows": rows}, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for op in ("synflow", "synflow-scores"):
+        settings = grid(op, shapes=options.shapes.split(","), densities=[DENSITY])
+        rows += measure_all(settings, entries_of(op), repeats=options.repeats, clock=options.clock)
+    if options.vgg_repeats:
+        check_repeats(options.vgg_repeats)
+        rows.append(vgg_row(options.vgg_repeats, options.clock))
+    show_rows(rows)
+    path = RESULTS / f"{results.machine()}-synflow.json"
+    results.write(path, results.document(rows, repeats=options.repeats))
     print(path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

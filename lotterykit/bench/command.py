@@ -26,6 +26,7 @@ def bench(
     peers: Words = None,
     device: str = "cpu",
     repeats: int = 41,
+    clock: str = "wall",
     json: Path | None = None,
     plot: Path | None = None,
     roofline: Path | None = None,
@@ -43,9 +44,9 @@ def bench(
     Parameters
     ----------
     op
-        linear, spmm, sddmm or topk (`lotterykit bench --list`).
+        linear, conv, topk, replicas, scores, synflow or another of `lotterykit bench --list`.
     shape
-        Sizes joined by x: batch x in x out, or scores x tensors for topk.
+        Sizes joined by x, as `--list` names them: batch x in x out of linear.
     density
         Kept / total, in (0, 1]; .1 and .01 by default.
     dtype
@@ -62,6 +63,8 @@ def bench(
         cpu or cuda.
     repeats
         Timed calls of each peer; one that takes 3 seconds in all stops earlier.
+    clock
+        wall (default), or cpu: the CPU time of the process, for a machine that is shared; one thread only.
     json
         Write the results, with machine, versions and ceilings, to this file, anew after each setting.
     plot
@@ -113,6 +116,7 @@ def bench(
             *names,
             device,
             repeats,
+            clock,
             charted=plot is not None,
             roofed=roofline is not None,
             json=json,
@@ -128,6 +132,7 @@ def _measured(
     backends: Sequence[str],
     device: str,
     repeats: int,
+    clock: str,
     *,
     charted: bool,
     roofed: bool,
@@ -141,6 +146,7 @@ def _measured(
     entries = kernels.entries_of(op, peers, backends)
     settings = kernels.grid(op, device=device, **axes)
     kernels.check_repeats(repeats)
+    kernels.check_clock(clock, settings)
     # What no chart can show is said now and not after the measuring.
     if roofed and (reason := kernels.roofline_refusal(op, device)) is not None:
         raise ArgumentError(reason)
@@ -163,7 +169,7 @@ def _measured(
             if json is not None:
                 results.write(json, content())
 
-        kernels.measure_all(settings, entries, repeats=repeats, report=report)
+        kernels.measure_all(settings, entries, repeats=repeats, clock=clock, report=report)
     show_rows(rows)
     return content()
 

@@ -9,40 +9,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotterykit.bench.problems import Layer, Problem
+from lotterykit.bench.setting import Layer, Problem
 
 Outputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`run()` is timed; `outputs(result)` brings its result into the problem's order, untimed."""
+    """`run()` is timed; `outputs(result)` brings its result into the problem's order, untimed.
+
+    `steps`: equal steps in one run, by which its times are divided; peers need not take equally many.
+    """
 
     run: Callable[[], Any]
     outputs: Callable[[Any], Outputs] = lambda result: tuple(result)
+    steps: int = 1
 
 
 Builder = Callable[[Problem], Contender]
 
 
 def through_autograd(
-    problem: Problem, forward: Callable[[Tensor], Tensor], leaf: Tensor, gather: Callable[[Tensor], Tensor]
+    problem: Problem,
+    forward: Callable[[Tensor], Tensor],
+    leaf: Tensor,
+    gather: Callable[[Tensor], Tensor],
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Contender:
     """A contender from a forward of x: its result alone, or with the gradients of x and of `leaf`, which
-    `gather` turns into those of the kept weights in CSR order."""
+    `gather` turns into those of the kept weights in CSR order; x and the gradient come in `layout`."""
     layer: Layer = problem.inputs
     if problem.setting.work != "forward+backward":
-        rows = layer.x.detach()
+        rows = layer.x.detach().contiguous(memory_format=layout)
 
         def run() -> Outputs:
             with torch.no_grad():
                 return (forward(rows),)
 
         return Contender(run)
-    x = layer.x.detach().clone().requires_grad_()
+    x = layer.x.detach().clone(memory_format=layout).requires_grad_()
+    g = layer.g.contiguous(memory_format=layout)
 
     def both() -> Outputs:
         y = forward(x)
-        return (y, *torch.autograd.grad(y, (x, leaf), layer.g))
+        return (y, *torch.autograd.grad(y, (x, leaf), g))
 
     return Contender(both, lambda result: (result[0], result[1], gather(result[2])))

@@ -69,6 +69,16 @@ def over(peer: str) -> Callable[[Row], float | None]:
     return lambda row: row.get("ratio", {}).get(peer)
 
 
+def over_better(*peers: str) -> Callable[[Row], float | None]:
+    """How many times faster ours is than the fastest of a peer's ways, of which not all need be there."""
+
+    def value(row: Row) -> float | None:
+        ratios = row.get("ratio", {})
+        return min((ratios[peer] for peer in peers if peer in ratios), default=None)
+
+    return value
+
+
 def over_best(row: Row) -> float | None:
     """How many times faster ours is than the fastest of the peers."""
     return min((ratio for name, ratio in row.get("ratio", {}).items() if is_theirs(name)), default=None)
@@ -115,6 +125,13 @@ _SIZES = ([128, 1024, 1024], [256, 4096, 4096], [128, 784, 300], [64, 512, 512])
 _WIDE: dict[str, Sequence[Any]] = {"shape": _SIZES}  # batch >= 64, >= 300 wide
 _STEP: dict[str, Sequence[Any]] = {"shape": _SIZES[:1]}
 _SPARSE: dict[str, Sequence[Any]] = {"shape": _SIZES, "density": [0.1, 0.05, 0.01, 0.001]}
+_CONV = _ONE | {
+    "op": ["conv"],
+    "work": ["forward+backward"],
+    "shape": ([32, 64, 32, 64], [32, 128, 16, 128], [32, 512, 4, 512]),
+}
+_MASKED_CONV = over_better("dense-masked", "dense-masked-last")
+_STEPS = _ONE | {"shape": [[16, 100, 300]]}
 _TOPK = _ONE | {"op": ["topk"]}
 
 CPU_GOALS: tuple[Goal, ...] = (
@@ -167,6 +184,25 @@ CPU_GOALS: tuple[Goal, ...] = (
     ),
     *(
         Goal(
+            f"C4 at {density:g}",
+            "3x3 convolution forward + backward against dense-masked, the better layout",
+            "conv",
+            _CONV | {"density": [density]},
+            _MASKED_CONV,
+            wanted,
+        )
+        for density, wanted in ((0.1, 5.0), (0.05, 9.0), (0.01, 20.0), (0.4, 1.0))
+    ),
+    Goal(
+        "C4 sparseprop",
+        "3x3 convolution forward + backward against sparseprop, the better way",
+        "conv",
+        _CONV | {"density": [0.1, 0.05, 0.01]},
+        over_better("sparseprop", "sparseprop-over-on"),
+        2.0,
+    ),
+    *(
+        Goal(
             f"C5 {words}",
             f"exact top-k of {words} scores against cat + kthvalue + where",
             "topk",
@@ -190,5 +226,44 @@ CPU_GOALS: tuple[Goal, ...] = (
         3.0,
         " reads",
         most=True,
+    ),
+    *(
+        Goal(
+            f"C6 {words}",
+            f"100 rounds of SynFlow on {words} against the published algorithm",
+            "synflow",
+            _ONE | {"op": [op], "shape": [shape], "density": [0.01]},
+            over("published"),
+            wanted,
+        )
+        for words, op, shape, wanted in (
+            ("784-300-100-10", "synflow", [784, 300, 100, 10], 25.0),
+            ("784-100x5-10", "synflow", [784, 100, 100, 100, 100, 100, 10], 25.0),
+            ("VGG-16-BN", "synflow-vgg16-bn", [3, 32, 32], 12.0),  # an op of benchmarks/synflow.py
+        )
+    ),
+    *(
+        Goal(
+            f"C7 {words}",
+            f"a training step, {words}, against eager torch with fused Adam",
+            "replicas",
+            _STEPS | {"op": ["replicas"], "work": [work]} | where,
+            over("eager"),
+            wanted,
+        )
+        for words, work, where, wanted in (
+            ("density 1", "random", {"density": [1.0]}, 12.0),
+            ("density .1", "random", {"density": [0.1]}, 60.0),
+            ("density .01", "random", {"density": [0.01]}, 250.0),
+            ("a ticket's", "ticket", {}, 1500.0),
+        )
+    ),
+    Goal(
+        "C8",
+        "an edge-popup step against eager torch with a sort per layer",
+        "replicas",
+        _STEPS | {"op": ["scores"]},
+        over("eager"),
+        20.0,
     ),
 )

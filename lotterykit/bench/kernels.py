@@ -13,8 +13,9 @@ import torch
 from lotterykit.bench.ceilings import cpu_ceilings
 from lotterykit.bench.contender import Contender
 from lotterykit.bench.peers import PEERS, Peer, forced, unserved
-from lotterykit.bench.problems import DTYPES, OPS, Problem, Setting, parse_shape
-from lotterykit.bench.timing import alternate
+from lotterykit.bench.problems import OPS, parse_shape
+from lotterykit.bench.setting import DTYPES, Problem, Setting
+from lotterykit.bench.timing import CLOCKS, alternate
 from lotterykit.errors import ArgumentError, check_density, unknown_name
 from lotterykit.ops.dispatch import BACKENDS
 
@@ -64,14 +65,14 @@ def grid(
         if work not in OPS[op].works:
             raise unknown_name(f"work of {op}", work, OPS[op].works)
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise unknown_name("dtype", dtype, DTYPES)
+        if dtype not in OPS[op].dtypes:
+            raise unknown_name(f"dtype of {op}", dtype, OPS[op].dtypes)
     cores = os.cpu_count() or 1
     for count in threads:
         if not 1 <= count <= cores:
             raise ArgumentError(f"threads must lie in [1, {cores}], the cores of this machine, got {count}")
-    if device not in ("cpu", "cuda"):
-        raise unknown_name("device", device, ("cpu", "cuda"))
+    if device not in OPS[op].devices:
+        raise unknown_name(f"device of {op}", device, OPS[op].devices)
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("device cuda was asked for, but torch sees no CUDA device")
     axes = itertools.product(
@@ -81,13 +82,21 @@ def grid(
         threads,
         works or OPS[op].works,
     )
-    return [
-        Setting(op, shape, density, work, dtype, count, device) for shape, dtype, density, count, work in axes
+    own = OPS[op].own
+    settings = [
+        Setting(op, shape, own[work](shape) if work in own else density, work, dtype, count, device)
+        for shape, dtype, density, count, work in axes
     ]
+    return list(dict.fromkeys(settings))  # a work with a density of its own is measured once
 
 
 def measure(
-    setting: Setting, entries: dict[str, Entry], *, repeats: int = 41, seconds: float = SECONDS
+    setting: Setting,
+    entries: dict[str, Entry],
+    *,
+    repeats: int = 41,
+    seconds: float = SECONDS,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """The row of one setting: for every entry its microseconds, or the reason why it was not timed.
 
@@ -96,6 +105,7 @@ def measure(
     result agreed with float64); `gflops` of the first of ours, where the op has products.
     """
     check_repeats(repeats)
+    check_clock(clock, [setting])
     with _threads(setting.threads):
         problem = OPS[setting.op].problem(setting)
         ready, refused = admitted(problem, entries)
@@ -105,8 +115,10 @@ def measure(
             device=setting.device,
             seconds=seconds,
             around=lambda name: forced(*entries[name]),
+            clock=clock,
         )
-    row = setting.as_dict() | {"flops": problem.flops, "traffic": problem.traffic}
+    timings = {name: timing.each_of(ready[name].steps) for name, timing in timings.items()}
+    row = setting.as_dict() | {"clock": clock, "flops": problem.flops, "traffic": problem.traffic}
     row |= {"us": {name: timing.as_dict() for name, timing in timings.items()}, "refused": refused}
     ours = next((name for name in timings if entries[name][0].ours), None)
     if ours is not None:
@@ -146,12 +158,13 @@ def measure_all(
     *,
     repeats: int = 41,
     seconds: float = SECONDS,
+    clock: str = "wall",
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """The rows of all settings; `report` gets each as soon as it is there."""
     rows = []
     for setting in settings:
-        rows.append(measure(setting, entries, repeats=repeats, seconds=seconds))
+        rows.append(measure(setting, entries, repeats=repeats, seconds=seconds, clock=clock))
         report(rows[-1])
     return rows
 
@@ -170,6 +183,14 @@ def check_repeats(repeats: object) -> None:
     """Raises `ArgumentError` for no count of timed calls."""
     if isinstance(repeats, bool) or not isinstance(repeats, int) or not 1 <= repeats <= REPEATS:
         raise ArgumentError(f"repeats must lie in [1, {REPEATS}], got {repeats!r}")
+
+
+def check_clock(clock: str, settings: Sequence[Setting]) -> None:
+    """Raises `ArgumentError` for an unknown clock, and for one that does not tell what settings take."""
+    if clock not in CLOCKS:
+        raise unknown_name("clock", clock, CLOCKS)
+    if clock == "cpu" and any(s.threads > 1 or s.device != "cpu" for s in settings):
+        raise ArgumentError("--clock cpu adds up all threads: it goes with device cpu and --threads 1 alone")
 
 
 def check_baseline(op: str, entries: dict[str, Entry]) -> None:

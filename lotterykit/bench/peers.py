@@ -8,6 +8,7 @@ never a dependency.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lotterykit.bench import published
+from lotterykit.bench import published, replicas, synflow
 from lotterykit.bench.contender import Builder, Contender, through_autograd
-from lotterykit.bench.problems import DTYPES, Layer, Problem, Scores, Setting
+from lotterykit.bench.convolution import conv3x3, sparse_conv
+from lotterykit.bench.problems import Scores
+from lotterykit.bench.setting import DTYPES, Layer, Problem, Setting
 from lotterykit.errors import BackendError
 from lotterykit.ops import dispatch
 from lotterykit.ops.masked_linear import masked_linear
@@ -66,25 +69,39 @@ def _topk_mask(problem: Problem) -> Contender:
     return Contender(lambda: topk_mask(scores.tensors, k=scores.k))
 
 
-def _dense_masked(problem: Problem) -> Contender:
+def _of_torch(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+    """torch's function of x and the dense weight."""
+    return conv3x3 if problem.setting.op == "conv" else F.linear
+
+
+def _kept(layer: Layer) -> Callable[[Tensor], Tensor]:
+    """Entries of a dense gradient in the order of the structure."""
+    return lambda d: layer.csr.gather(d.flatten(1))
+
+
+def _dense_masked(problem: Problem, layout: torch.memory_format = torch.contiguous_format) -> Contender:
     """What published code bases do: `F.linear(x, w * m)`."""
     layer: Layer = problem.inputs
-    weight, mask = _leaf(layer.weight), layer.mask.to(layer.weight.dtype)
-    return through_autograd(problem, lambda x: F.linear(x, weight * mask), weight, layer.csr.gather)
+    product = _of_torch(problem)
+    weight = _leaf(layer.weight.clone(memory_format=layout))
+    mask = layer.mask.to(weight.dtype).contiguous(memory_format=layout)
+    return through_autograd(problem, lambda x: product(x, weight * mask), weight, _kept(layer), layout)
 
 
-def _dense(problem: Problem) -> Contender:
+def _dense(problem: Problem, layout: torch.memory_format = torch.contiguous_format) -> Contender:
     layer: Layer = problem.inputs
-    weight = _leaf(layer.weight)
-    return through_autograd(problem, lambda x: F.linear(x, weight), weight, layer.csr.gather)
+    product = _of_torch(problem)
+    weight = _leaf(layer.weight.clone(memory_format=layout))
+    return through_autograd(problem, lambda x: product(x, weight), weight, _kept(layer), layout)
 
 
 def _compiled(problem: Problem) -> Contender:
     layer: Layer = problem.inputs
+    product = _of_torch(problem)
     weight, mask = _leaf(layer.weight), layer.mask.to(layer.weight.dtype)
     torch._dynamo.reset()  # one graph a problem: none is refused for too many before it
-    forward = torch.compile(lambda x, w, m: F.linear(x, w * m), dynamic=False)
-    return through_autograd(problem, lambda x: forward(x, weight, mask), weight, layer.csr.gather)
+    forward = torch.compile(lambda x, w, m: product(x, w * m), dynamic=False)
+    return through_autograd(problem, lambda x: forward(x, weight, mask), weight, _kept(layer))
 
 
 def _torch_csr(problem: Problem) -> Contender:
@@ -198,6 +215,7 @@ def is_theirs(name: str) -> bool:
 
 
 _OF_LAYER = ("linear", "spmm")
+_OF_WEIGHT = (*_OF_LAYER, "conv")
 
 PEERS: dict[str, Peer] = {
     "spmm": Peer("ours, on a static structure", dict.fromkeys(_OF_LAYER, _spmm), ours=("spmm", "sddmm")),
@@ -205,15 +223,40 @@ PEERS: dict[str, Peer] = {
         "ours, on a dense weight and a mask", {"linear": _masked_linear}, ours=("masked_linear",)
     ),
     "sddmm": Peer("ours, at the kept places", {"sddmm": _sddmm}, ours=("sddmm",)),
+    "sparse_conv2d": Peer("ours, on a static structure", {"conv": sparse_conv}, ours=("sparse_conv2d",)),
+    "sparse_conv2d-last": Peer(
+        "ours, images channels-last",
+        {"conv": functools.partial(sparse_conv, layout=torch.channels_last)},
+        ours=("sparse_conv2d",),
+    ),
     "topk_mask": Peer("ours, exact counts", {"topk": _topk_mask}, ours=("topk_mask",)),
+    "train_replicas": Peer(
+        "ours, whole trainings in one call", {"replicas": replicas.native_training}, ours=("train_replicas",)
+    ),
+    "train_scores": Peer(
+        "ours, whole trainings in one call", {"scores": replicas.native_training}, ours=("train_scores",)
+    ),
+    "synflow_masks": Peer(
+        "ours, all rounds in one call", {"synflow": synflow.native_rounds}, ours=("synflow_masks",)
+    ),
+    "synflow_scores": Peer(
+        "ours, kept weights alone", {"synflow-scores": synflow.native_scores}, ours=("synflow_scores",)
+    ),
     "dense-masked": Peer(
         "torch, weight * mask each time",
-        dict.fromkeys(_OF_LAYER, _dense_masked) | {"sddmm": _masked_gradient},
+        dict.fromkeys(_OF_WEIGHT, _dense_masked) | {"sddmm": _masked_gradient},
     ),
-    "dense": Peer("torch, masked beforehand", dict.fromkeys(_OF_LAYER, _dense)),
+    "dense": Peer("torch, masked beforehand", dict.fromkeys(_OF_WEIGHT, _dense)),
+    "dense-masked-last": Peer(
+        "dense-masked, images channels-last",
+        {"conv": functools.partial(_dense_masked, layout=torch.channels_last)},
+    ),
+    "dense-last": Peer(
+        "dense, images channels-last", {"conv": functools.partial(_dense, layout=torch.channels_last)}
+    ),
     "torch-compile": Peer(
         "torch.compile of dense-masked",
-        dict.fromkeys(_OF_LAYER, _compiled) | {"sddmm": _compiled_gradient},
+        dict.fromkeys(_OF_WEIGHT, _compiled) | {"sddmm": _compiled_gradient},
     ),
     "torch-csr": Peer(
         "torch.sparse CSR (MKL, cuSPARSE)",
@@ -222,7 +265,13 @@ PEERS: dict[str, Peer] = {
     ),
     "sparseprop": Peer(
         "SparseProp (Nikdan et al., 2023)",
-        dict.fromkeys(_OF_LAYER, published.sparseprop_linear),
+        dict.fromkeys(_OF_LAYER, published.sparseprop_linear) | {"conv": published.sparseprop_conv},
+        absent=published.sparseprop_missing,
+        refuses=published.sparseprop_refuses,
+    ),
+    "sparseprop-over-on": Peer(
+        "SparseProp, vectorised over output pixels",
+        {"conv": functools.partial(published.sparseprop_conv, over_on=True)},
         absent=published.sparseprop_missing,
         refuses=published.sparseprop_refuses,
     ),
@@ -235,5 +284,11 @@ PEERS: dict[str, Peer] = {
     "kthvalue": Peer("cat, kthvalue, where: the published pruners' way", {"topk": _kthvalue}),
     "cat-topk": Peer("cat, torch.topk, scatter", {"topk": _cat_topk}),
     "sort": Peer("cat, sort, where", {"topk": _sort}),
+    "eager": Peer(
+        "torch, one operation after another",
+        dict.fromkeys(("replicas", "scores"), replicas.eager_training)
+        | {"synflow-scores": synflow.eager_scores},
+    ),
+    "published": Peer("Tanaka et al.'s loop (2020), eager torch", {"synflow": synflow.published_rounds}),
     "one-read": Peer("every score read once: the floor", {"topk": _one_read}, floor=True),
 }

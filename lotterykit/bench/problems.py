@@ -1,4 +1,4 @@
-"""What is measured: `Setting`, `Problem` and `OPS`, each op with its shapes, inputs and float64 truth.
+"""What is measured: `OPS`, each op with its shapes, inputs and float64 truth.
 
 A problem holds the inputs that every peer gets and the one answer that all must give: a peer that is further
 from float64 than its dtype explains is refused, never timed.
@@ -6,86 +6,20 @@ from float64 than its dtype explains is refused, never timed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lotterykit.bench import convolution, replicas, synflow
+from lotterykit.bench.setting import DTYPES, OFFSET_BYTES, Layer, Op, Problem, Setting, Truth, within
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import use_backend
-from lotterykit.ops.operands import HALF
 from lotterykit.ops.topk_mask import topk_mask
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-OFFSET_BYTES = 4  # of an int32 index
 SIDE = 2**31 - 1  # the largest side of a structure
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of a grid: `work` is one of the op's `works`; `density` is kept / total."""
-
-    op: str
-    shape: tuple[int, ...]
-    density: float
-    work: str
-    dtype: str = "float32"
-    threads: int = 1
-    device: str = "cpu"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape)}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Inputs of a setting; `wrong(outputs)` is None, or the reason why outputs are not the answer.
-
-    `flops`: multiplications and additions of kept weights; `traffic`: bytes that must move at least, every
-    input read and every output written once.
-    """
-
-    setting: Setting
-    inputs: Any
-    wrong: Callable[[tuple[Tensor, ...]], str | None]
-    flops: float
-    traffic: float
-
-
-@dataclass(frozen=True)
-class Op:
-    """A row of `OPS`: `sides` names the numbers of a shape, `baseline` the peer that speed-ups are over."""
-
-    what: str
-    sides: tuple[str, ...]
-    example: str
-    works: tuple[str, ...]
-    baseline: str
-    problem: Callable[[Setting], Problem]
-    defaults: tuple[int, ...] = ()  # of the last sides, which may be left out
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Inputs of the products: x `[batch, in]`, g `[batch, out]`, weight `[out, in]`, 0 where pruned."""
-
-    x: Tensor
-    g: Tensor
-    weight: Tensor
-    mask: Tensor
-    csr: CSR
-
-    @property
-    def values(self) -> Tensor:
-        return self.csr.gather(self.weight)
+LONGEST = 100  # numbers in the shape of a chain
 
 
 @dataclass(frozen=True)
@@ -104,11 +38,13 @@ def parse_shape(op: str, text: str) -> tuple[int, ...]:
     """
     row = OPS[op]
     words = text.lower().split("x")
-    least = len(row.sides) - len(row.defaults)
-    if not least <= len(words) <= len(row.sides) or not all(w.isascii() and w.isdigit() for w in words):
-        raise ArgumentError(f"--shape of {op} is {' x '.join(row.sides)}, as {row.example}: got {text!r}")
+    least, most = len(row.sides) - len(row.defaults), LONGEST if row.chain else len(row.sides)
+    if not least <= len(words) <= most or not all(w.isascii() and w.isdigit() for w in words):
+        sides = " x ".join(row.sides) + (" x ..." if row.chain else "")
+        raise ArgumentError(f"--shape of {op} is {sides}, as {row.example}: got {text[:60]!r}")
     numbers = [int(word) if len(word) < 11 else SIDE + 1 for word in words]
-    for side, number in zip(row.sides, numbers, strict=False):
+    sides_of = row.sides + row.sides[-1:] * (len(numbers) - len(row.sides))
+    for side, number in zip(sides_of, numbers, strict=False):
         if not 1 <= number <= SIDE:
             raise ArgumentError(f"--shape {text[:60]}: {side} must lie in [1, {SIDE}]")
     return (*numbers, *row.defaults[len(numbers) - least :])
@@ -124,7 +60,7 @@ def layer_problem(setting: Setting) -> Problem:
     nnz, size = layer.csr.nnz, layer.x.element_size()
     one = nnz * (size + OFFSET_BYTES) + (n_out + 1) * OFFSET_BYTES + batch * (n_in + n_out) * size
     flops = 2.0 * batch * nnz * len(truth)  # dX and the kept dW cost what the forward costs
-    return Problem(setting, layer, _within(setting, truth), flops, one * len(truth))
+    return Problem(setting, layer, within(setting, truth), flops, one * len(truth))
 
 
 def sddmm_problem(setting: Setting) -> Problem:
@@ -133,7 +69,7 @@ def sddmm_problem(setting: Setting) -> Problem:
     batch, n_in, n_out = setting.shape
     nnz, size = layer.csr.nnz, layer.x.element_size()
     traffic = nnz * (size + OFFSET_BYTES) + (n_out + 1) * OFFSET_BYTES + batch * (n_in + n_out) * size
-    return Problem(setting, layer, _within(setting, [_dvalues(layer)]), 2.0 * batch * nnz, traffic)
+    return Problem(setting, layer, within(setting, [_dvalues(layer)]), 2.0 * batch * nnz, traffic)
 
 
 def topk_problem(setting: Setting) -> Problem:
@@ -178,10 +114,6 @@ def _layer(setting: Setting) -> Layer:
     return Layer(x, g, weight, mask, CSR.from_mask(mask))
 
 
-# A truth is (name, float64 values, sum of absolute products, products per entry), for goals.md R1's bound.
-Truth = tuple[str, Tensor, Tensor, Tensor | int]
-
-
 def _forward(layer: Layer) -> Truth:
     x, weight = layer.x.cpu().double(), layer.weight.cpu().double()
     return "y", x @ weight.T, x.abs() @ weight.abs().T, layer.mask.cpu().sum(1)
@@ -195,33 +127,6 @@ def _dx(layer: Layer) -> Truth:
 def _dvalues(layer: Layer) -> Truth:
     g, x, csr = layer.g.cpu().double(), layer.x.cpu().double(), layer.csr.to("cpu")
     return "dvalues", csr.gather(g.T @ x), csr.gather(g.abs().T @ x.abs()), g.shape[0]
-
-
-def _within(setting: Setting, truths: list[Truth]) -> Callable[[tuple[Tensor, ...]], str | None]:
-    dtype = DTYPES[setting.dtype]
-
-    def wrong(outputs: tuple[Tensor, ...]) -> str | None:
-        if len(outputs) != len(truths):
-            return f"{len(outputs)} results instead of {', '.join(name for name, *_ in truths)}"
-        for got, (name, expected, magnitude, products) in zip(outputs, truths, strict=True):
-            if got.shape != expected.shape:
-                return f"{name} is {tuple(got.shape)}, not {tuple(expected.shape)}"
-            if got.dtype != dtype:
-                return f"{name} is {got.dtype}, not {dtype}"
-            # Half precision is summed in float32 and rounded once, at the end.
-            bound = (products + 1) * torch.finfo(torch.float32 if dtype in HALF else dtype).eps * magnitude
-            if dtype in HALF:
-                bound = bound + torch.finfo(dtype).eps * (expected.abs() + bound) + torch.finfo(dtype).tiny
-            over = (got.detach().cpu().double() - expected).abs()
-            bad = ~(over <= bound)  # a NaN is over every bound
-            if bool(bad.any()):
-                at = int(bad.int().argmax())
-                place = [int(i) for i in torch.unravel_index(torch.tensor(at), expected.shape)]
-                off, allowed = over.flatten()[at], bound.expand(over.shape).flatten()[at]
-                return f"{name}{place} is {off:.3g} off float64, allowed {allowed:.3g}"
-        return None
-
-    return wrong
 
 
 OPS: dict[str, Op] = {
@@ -249,6 +154,15 @@ OPS: dict[str, Op] = {
         baseline="dense-masked",
         problem=sddmm_problem,
     ),
+    "conv": Op(
+        what="a 3x3 convolution of kept weights, padding 1, through autograd",
+        sides=("batch", "in", "height and width", "out"),
+        example="32x64x32x64",
+        works=("forward", "forward+backward"),
+        baseline="dense-masked",
+        problem=convolution.conv_problem,
+        dtypes=("float32", "float64"),
+    ),
     "topk": Op(
         what="masks of the k highest scores of many tensors",
         sides=("scores", "tensors"),
@@ -257,5 +171,50 @@ OPS: dict[str, Op] = {
         baseline="kthvalue",
         problem=topk_problem,
         defaults=(20,),
+    ),
+    "replicas": Op(
+        what="a training step of one of many networks 2-w-w-w-4, Adam, batch 32",
+        sides=("replicas", "width", "steps"),
+        example="16x100x300",
+        works=("random", "ticket"),
+        baseline="eager",
+        problem=replicas.replicas_problem,
+        defaults=(100, 300),
+        dtypes=("float32", "float64"),
+        devices=("cpu",),
+        own={"ticket": replicas.ticket_density},
+    ),
+    "scores": Op(
+        what="an edge-popup step (scores trained, weights frozen) of the same networks",
+        sides=("replicas", "width", "steps"),
+        example="16x100x300",
+        works=("edge-popup",),
+        baseline="eager",
+        problem=replicas.scores_problem,
+        defaults=(100, 300),
+        dtypes=("float32", "float64"),
+        devices=("cpu",),
+    ),
+    "synflow": Op(
+        what="100 rounds of SynFlow on a fully connected chain",
+        sides=("in", "out"),
+        example="784x300x100x10",
+        works=("rounds",),
+        baseline="published",
+        problem=synflow.rounds_problem,
+        chain=True,
+        dtypes=("float32", "float64"),
+        devices=("cpu",),
+    ),
+    "synflow-scores": Op(
+        what="one scoring of a masked chain by SynFlow",
+        sides=("in", "out"),
+        example="784x300x100x10",
+        works=("scores",),
+        baseline="eager",
+        problem=synflow.scores_problem,
+        chain=True,
+        dtypes=("float32", "float64"),
+        devices=("cpu",),
     ),
 }

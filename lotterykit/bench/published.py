@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.bench.contender import Contender, through_autograd
-from lotterykit.bench.problems import Layer, Problem, Setting
+from lotterykit.bench.setting import Layer, Problem, Setting
 
 EXACT = 2**24  # SparseProp keeps its offsets in float32 on the way to int32
 
@@ -40,8 +40,8 @@ def sparselab_missing() -> str | None:
 
 def sparseprop_refuses(setting: Setting) -> str | None:
     """It has float32 on the CPU alone, and offsets that float32 holds."""
-    _, n_in, n_out = setting.shape
-    if setting.density * n_in * n_out > EXACT:
+    n_in, n_out = setting.shape[1], setting.shape[-1]
+    if setting.density * n_in * n_out * (9 if setting.op == "conv" else 1) > EXACT:
         return f"rounds offsets above {EXACT} kept weights"
     return _float32_on_cpu(setting)
 
@@ -63,6 +63,15 @@ def sparseprop_linear(problem: Problem) -> Contender:
     """`SparseLinear` of sparseprop; its values come in the order of a CSR."""
     layer: Layer = problem.inputs
     module = importlib.import_module("sparseprop.modules.linear").SparseLinear(layer.weight)
+    return through_autograd(problem, module, module.W_val, lambda d: d)
+
+
+def sparseprop_conv(problem: Problem, *, over_on: bool = False) -> Contender:
+    """`SparseConv2d` of sparseprop, which vectorises over images or, if `over_on`, over output pixels; its
+    values come in the order of the flattened weight's CSR."""
+    layer: Layer = problem.inputs
+    kind = importlib.import_module("sparseprop.modules.conv2d").SparseConv2d
+    module = kind(layer.weight, padding=1, vectorizing_over_on=over_on)
     return through_autograd(problem, module, module.W_val, lambda d: d)
 
 

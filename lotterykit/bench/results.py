@@ -38,7 +38,7 @@ def document(
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "unit": "microseconds a call",
+        "unit": "microseconds a call, or a training step of one replica",
         "statistic": "median of calls in alternating turns",
         "repeats": repeats,
         **more,

@@ -30,7 +30,7 @@ def show_rows(rows: Sequence[Row], console: Console | None = None) -> None:
         groups.setdefault(f"{row['op']} {shape} {row['work']}, {row['dtype']}, {threads}", []).append(row)
     for title, group in groups.items():
         table = Table(title=Text(title), title_justify="left")
-        table.add_column("us a call", no_wrap=True)
+        table.add_column("us", no_wrap=True)
         for row in group:
             table.add_column(f"density {row['density']:g}", justify="right")
         for name in dict.fromkeys(name for row in group for name in row["us"]):

@@ -13,6 +13,7 @@ import torch
 
 QUEUE = 40  # calls enqueued at once
 SLEEP_CYCLES = 40_000_000  # about 20 ms, longer than it takes to enqueue them
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TURN = 5  # timed calls before the next function's turn
 
 
@@ -24,6 +25,10 @@ class Timing:
     p20: float
     p80: float
     repeats: int
+
+    def each_of(self, steps: int) -> Timing:
+        """The time of one of `steps` equal steps in a call."""
+        return Timing(self.median / steps, self.p20 / steps, self.p80 / steps, self.repeats)
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -66,12 +71,14 @@ def alternate(
     device: str = "cpu",
     seconds: float = float("inf"),
     around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    clock: str = "wall",
 ) -> dict[str, Timing]:
     """Time functions against each other: they take turns of one untimed and `TURN` timed calls until each has
     `repeats`, so that other work on the machine falls on all alike.
 
     One that has taken `seconds` gets no further turn once it has 3 samples. `around(name)` is open, untimed,
-    during the turns of `name`.
+    during the turns of `name`. `clock` "cpu" counts the time that the process computed, on all its threads
+    together: on one thread what a machine without other work would take, however long others hold its cores.
     """
     samples: dict[str, list[float]] = {name: [] for name in functions}
     waiting = dict(functions)
@@ -79,9 +86,9 @@ def alternate(
         for name, function in list(waiting.items()):
             taken = samples[name]
             with around(name):
-                _run(function, itertools.repeat(()), device, 1, False)
+                _run(function, itertools.repeat(()), device, 1, False, clock)
                 for _ in range(TURN):
-                    taken += _run(function, itertools.repeat(()), device, 1, False)
+                    taken += _run(function, itertools.repeat(()), device, 1, False, clock)
                     if len(taken) >= repeats or (len(taken) >= 3 and sum(taken) >= 1e6 * seconds):
                         del waiting[name]
                         break
@@ -104,15 +111,20 @@ def rotations(bytes_per_set: int, cache_bytes: int, *, most: int = 16) -> int:
 
 
 def _run(
-    function: Callable[..., Any], turn: Iterator[tuple[Any, ...]], device: str, repeats: int, queued: bool
+    function: Callable[..., Any],
+    turn: Iterator[tuple[Any, ...]],
+    device: str,
+    repeats: int,
+    queued: bool,
+    clock: str = "wall",
 ) -> list[float]:
     if device != "cuda":
-        samples = []
+        now, samples = CLOCKS[clock], []
         for _ in range(repeats):
             arguments = next(turn)
-            started = time.perf_counter()
+            started = now()
             function(*arguments)
-            samples.append((time.perf_counter() - started) * 1e6)
+            samples.append((now() - started) * 1e6)
         return samples
     if queued:
         torch.cuda._sleep(SLEEP_CYCLES)

@@ -82,7 +82,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.training.native:NativeBatch",
-        evidence="benchmarks/results/x86_64-avx2-replicas.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="train_replicas",
@@ -97,7 +97,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.training.native:NativeScoreBatch",
-        evidence="benchmarks/results/x86_64-avx2-replicas.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="train_scores",
@@ -112,7 +112,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.synflow_scores:synflow_scores_cpu",
-        evidence="benchmarks/results/x86_64-avx2-synflow.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="synflow_scores",
@@ -127,7 +127,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.synflow_masks:synflow_masks_cpu",
-        evidence="benchmarks/results/x86_64-avx2-synflow.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="synflow_masks",
@@ -143,7 +143,7 @@ ROUTES: tuple[Route, ...] = (
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.sparse_conv2d_native:sparse_conv2d_cpu",
         density=(0.0, 0.4),
-        evidence="benchmarks/results/x86_64-avx2-conv.json",
+        evidence="benchmarks/results/x86_64-avx2-routes.json",
     ),
     Route(
         op="sparse_conv2d",

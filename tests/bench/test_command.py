@@ -67,6 +67,7 @@ def test_lists_ops_and_peers_and_judges_goals(folder, capsys):
         (["linear", "--threads", "1.5"], "--threads takes numbers"),
         (["linear", "--threads", "0"], "threads must lie in"),
         (["linear", "--repeats", "0"], "repeats must lie in"),
+        (["linear", "--clock", "cup"], "did you mean 'cpu'"),
         (["linear", "--repeats", "many"], "repeats"),
         (["linear", "--peers", "sparseprob"], "did you mean 'sparseprop'"),
         (["linear", "--json", "no/such/folder.json"], "cannot be written"),

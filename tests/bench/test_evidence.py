@@ -69,3 +69,5 @@ def test_the_bench_op_of_a_route():
     assert entry_of(ROUTE) == ("spmm", "spmm")
     assert entry_of(dataclasses.replace(ROUTE, op="topk_mask")) == ("topk", "topk_mask")
     assert entry_of(dataclasses.replace(ROUTE, op="masked_linear")) == ("linear", "masked_linear")
+    assert entry_of(dataclasses.replace(ROUTE, op="sparse_conv2d")) == ("conv", "sparse_conv2d")
+    assert entry_of(dataclasses.replace(ROUTE, op="synflow_scores")) == ("synflow-scores", "synflow_scores")

@@ -1,11 +1,24 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from lotterykit.bench import goals, results
-from lotterykit.bench.goals import CPU_GOALS, Goal, judge, judge_all, line, over, over_best, reads
-from lotterykit.bench.problems import OPS
+from lotterykit.bench.goals import (
+    CPU_GOALS,
+    Goal,
+    judge,
+    judge_all,
+    line,
+    over,
+    over_best,
+    over_better,
+    reads,
+)
+from lotterykit.bench.problems import OPS, parse_shape
 from lotterykit.errors import ArgumentError
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def row(ratio, **changes):
@@ -40,6 +53,13 @@ def test_the_best_peer_is_neither_ours_nor_a_floor():
     assert over_best(row({"masked_linear": 0.5})) is None
 
 
+def test_the_better_of_a_peers_ways_counts():
+    better = over_better("dense-masked", "dense-masked-last")
+    assert better(row({"dense-masked": 3.0, "dense-masked-last": 2.0, "dense": 1.0})) == 2.0
+    assert better(row({"dense-masked": 3.0})) == 3.0
+    assert better(row({"dense": 3.0})) is None
+
+
 def test_goals_are_judged_from_the_files_of_this_machine(tmp_path):
     assert {verdict.word for verdict in judge_all(tmp_path)} == {"not measured"}
     content = results.document([row({"dense-masked": 8.0, "torch-csr": 1.5})], repeats=2)
@@ -57,8 +77,12 @@ def test_every_goal_can_be_met_by_some_row():
     for goal in CPU_GOALS:
         assert set(goal.where) <= {"op", "shape", "density", "work", "dtype", "threads"}
         for op in goal.where["op"]:
+            if op not in OPS:  # an op of a script alone
+                assert f'"{op}"' in (BENCHMARKS / f"{goal.topic}.py").read_text()
+                continue
             assert set(goal.where.get("work", OPS[op].works)) <= set(OPS[op].works)
-            assert all(len(shape) == len(OPS[op].sides) for shape in goal.where.get("shape", ()))
+            for shape in goal.where.get("shape", ()):
+                assert list(parse_shape(op, "x".join(map(str, shape)))) == shape
 
 
 def test_lines():

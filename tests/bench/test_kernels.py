@@ -3,15 +3,24 @@ import math
 import pytest
 import torch
 
-from lotterykit.bench import kernels, peers, problems
+from lotterykit.bench import kernels, peers, problems, replicas
 from lotterykit.bench.contender import Contender
 from lotterykit.bench.kernels import admitted, check_repeats, entries_of, grid, measure
 from lotterykit.bench.peers import PEERS, Peer
-from lotterykit.bench.problems import DTYPES, OPS, Setting, parse_shape
+from lotterykit.bench.problems import OPS, parse_shape
+from lotterykit.bench.setting import DTYPES, Setting
+from lotterykit.bench.timing import Timing
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops.dispatch import missing
 
-SHAPES = {"topk": (203, 4)}
+SHAPES = {
+    "topk": (203, 4),
+    "conv": (2, 3, 5, 7),
+    "replicas": (2, 21, 3),
+    "scores": (2, 9, 3),
+    "synflow": (16, 13, 7),
+    "synflow-scores": (16, 13, 7),
+}
 
 
 def setting(op, **changes):
@@ -23,9 +32,17 @@ def entries(op, backends=()):
     return {n: e for n, e in entries_of(op, (), backends).items() if n != "torch-compile"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("density", [1.0, 0.3, 1e-6])
-@pytest.mark.parametrize(("op", "work"), [(op, work) for op in OPS for work in OPS[op].works])
+@pytest.mark.parametrize(
+    ("op", "work", "dtype"),
+    [
+        (op, work, dtype)
+        for op, row in OPS.items()
+        for work in row.works
+        for dtype in ("float32", "float64", "bfloat16")
+        if dtype in row.dtypes
+    ],
+)
 def test_every_peer_gives_the_answer_or_a_reason(op, work, density, dtype):
     """No peer that is here is wrong, and every entry is either ready or refused."""
     here = entries(op, ("auto", "reference"))
@@ -159,6 +176,12 @@ def test_errors_of_an_op_that_is_ours_are_refusals_not_crashes(monkeypatch):
         ({"threads": [10**6]}, "threads must lie in [1, "),
         ({"works": ["backward"]}, "unknown work of linear"),
         ({"device": "tpu"}, "unknown device"),
+        ({"op": "conv", "shapes": ["1x2x3"]}, "batch x in x height and width x out"),
+        ({"op": "synflow", "shapes": ["12"]}, "in x out x ..., as 784x300x100x10"),
+        ({"op": "synflow", "shapes": ["12x0x7x5"]}, "out must lie in"),
+        ({"op": "synflow", "shapes": ["x".join("9" * 101)]}, "in x out x ..."),
+        ({"op": "synflow", "dtypes": ["bfloat16"]}, "unknown dtype of synflow"),
+        ({"op": "replicas", "device": "cuda"}, "unknown device of replicas"),
     ],
 )
 def test_nonsense_is_refused_before_anything_runs(arguments, says):
@@ -181,6 +204,13 @@ def test_unknown_peers_backends_and_repeats_are_refused():
             check_repeats(repeats)
 
 
+def test_cpu_time_is_for_one_thread():
+    row = measure(setting("spmm"), entries_of("spmm", ["dense"]), repeats=1, clock="cpu")
+    assert row["clock"] == "cpu"
+    with pytest.raises(ArgumentError, match="--threads 1 alone"):
+        measure(setting("spmm", threads=2), entries_of("spmm"), repeats=1, clock="cpu")
+
+
 def test_the_registries_fit_together():
     for name, peer in PEERS.items():
         assert peer.serves, name
@@ -188,7 +218,26 @@ def test_the_registries_fit_together():
     for name, op in OPS.items():
         assert op.baseline in PEERS
         assert name in PEERS[op.baseline].serves
-        assert len(parse_shape(name, op.example)) == len(op.sides)
+        assert len(parse_shape(name, op.example)) >= len(op.sides)
         assert any(peer.ours for peer in PEERS.values() if name in peer.serves)
     assert set(DTYPES) == {"float32", "float64", "bfloat16", "float16"}
     assert kernels.REPEATS > 41
+
+
+def test_a_work_with_its_own_density_stands_once_in_a_grid():
+    found = grid("replicas", densities=[1.0, 0.1])
+    assert [(s.work, s.density) for s in found] == [
+        ("random", 1.0),
+        ("ticket", replicas.ticket_density((16, 100, 300))),
+        ("random", 0.1),
+    ]
+    assert found[0].shape == (16, 100, 300)
+
+
+def test_times_of_steps_are_those_of_one(monkeypatch):
+    taken = Timing(12.0, 6.0, 18.0, 3)
+    monkeypatch.setattr(kernels, "alternate", lambda functions, **_: dict.fromkeys(functions, taken))
+    row = measure(setting("replicas", work="random"), entries_of("replicas"), repeats=1)
+    assert row["us"]["train_replicas"] == {"median": 2.0, "p20": 1.0, "p80": 3.0, "repeats": 3}  # 2 replicas
+    assert row["us"]["eager"]["median"] == 4.0  # the first of them
+    assert row["ratio"] == {"eager": 2.0}

@@ -7,7 +7,7 @@ import pytest
 
 from lotterykit.bench import published
 from lotterykit.bench.kernels import entries_of, measure
-from lotterykit.bench.problems import Setting
+from lotterykit.bench.setting import Setting
 
 SETTING = Setting("linear", (16, 13, 7), 0.4, "forward+backward")
 CHECKS = {"sparseprop": published.sparseprop_missing, "sparselab": published.sparselab_missing}

@@ -45,6 +45,13 @@ def test_functions_take_turns_until_each_has_its_repeats():
     assert "".join(calls) == ("a" * (TURN + 1) + "b" * (TURN + 1)) * 2 + "aabb"
 
 
+def test_cpu_time_leaves_out_what_others_take():
+    waits = {"waits": lambda: time.sleep(0.02)}
+    wall = alternate(waits, repeats=2)["waits"]
+    assert alternate(waits, repeats=2, clock="cpu")["waits"].median < wall.median
+    assert wall.each_of(4).median == wall.median / 4
+
+
 def test_a_slow_function_stops_after_three_samples():
     timings = alternate({"slow": lambda: time.sleep(0.002), "fast": int}, repeats=20, seconds=0.001)
     assert timings["slow"].repeats == 3
