@@ -30,6 +30,7 @@ _NAMES = {
     "Recipe": "lotterykit.training.recipe:Recipe",
     "RunResult": "lotterykit.training.replicas:RunResult",
     "RunSpec": "lotterykit.training.replicas:RunSpec",
+    "ScoreTraining": "lotterykit.training.scored:ScoreTraining",
     "mask_optimizer_": "lotterykit.training.optimizer:mask_optimizer_",
     "train": "lotterykit.training.single:train",
     "train_replicas": "lotterykit.training.replicas:train_replicas",

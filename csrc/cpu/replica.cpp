@@ -1,3 +1,4 @@
+// One file for a replica's whole life: compaction, steps, evaluation and the way back share its layout.
 #include "replica.h"
 
 #include <algorithm>
