@@ -152,6 +152,36 @@ ROUTES: tuple[Route, ...] = (
         kernel="lotterykit.ops.sparse_conv2d:sparse_conv2d_reference",
         evidence="plain torch, runs everywhere",
     ),
+    Route(
+        op="threshold_linear",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.ops.threshold_linear:threshold_linear_cpu",
+        evidence="benchmarks/results/x86_64-avx2-threshold.json",
+    ),
+    Route(
+        op="threshold_linear",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.threshold_linear:threshold_linear_reference",
+        evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="threshold_conv2d",
+        backend="cpu",
+        device="cpu",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.ops.threshold_conv2d:threshold_conv2d_cpu",
+        evidence="benchmarks/results/x86_64-avx2-threshold.json",
+    ),
+    Route(
+        op="threshold_conv2d",
+        backend="reference",
+        device="any",
+        kernel="lotterykit.ops.threshold_conv2d:threshold_conv2d_reference",
+        evidence="plain torch, runs everywhere",
+    ),
 )
 
 # op -> module of its public function, where that is not lotterykit.ops.<op>
