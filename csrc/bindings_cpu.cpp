@@ -15,6 +15,7 @@
 #include "cpu/replica.h"
 #include "cpu/spmm.h"
 #include "cpu/synflow.h"
+#include "cpu/threshold.h"
 #include "cpu/topk_mask.h"
 
 namespace py = pybind11;
@@ -45,8 +46,8 @@ Isa isa_of(const std::string& wanted) {
   throw std::invalid_argument("isa level '" + wanted + "' is unknown or not supported by this processor");
 }
 
-// Returns (status, tensor, index, competing); raises what a signal handler raised.
-std::tuple<std::string, int64_t, int64_t, int64_t> bound_topk_mask(
+// Returns (status, tensor, index, competing, threshold, rank); raises what a signal handler raised.
+std::tuple<std::string, int64_t, int64_t, int64_t, double, int64_t> bound_topk_mask(
     const std::vector<uintptr_t>& scores, const std::vector<uintptr_t>& within,
     const std::vector<uintptr_t>& masks, const std::vector<int64_t>& lengths, bool is_double, int64_t k,
     uint64_t seed, int threads, const std::string& isa) {
@@ -72,7 +73,8 @@ std::tuple<std::string, int64_t, int64_t, int64_t> bound_topk_mask(
   }
   if (outcome.status == Status::interrupted) throw py::error_already_set();
   const char* names[] = {"ok", "nan", "too_few", "interrupted"};
-  return {names[int(outcome.status)], outcome.tensor, outcome.index, outcome.competing};
+  return {names[int(outcome.status)], outcome.tensor,    outcome.index,
+          outcome.competing,          outcome.threshold, outcome.rank};
 }
 
 // (columns, segments, blocks, stride, rows, cols): addresses, then sizes; see Structure.
@@ -405,6 +407,69 @@ void def_sparse_convolutions(py::module_& m, const std::string& type) {
   m.def(("conv2d_backward_" + type).c_str(), &bound_conv2d_backward<T>);
 }
 
+// (threshold, rank, absolute, seed, position): see Cut.
+using PyCut = std::tuple<double, int64_t, bool, uint64_t, uint32_t>;
+
+// offsets [rows + 1] and the number of kept weights; the offsets are whole only where that fits 31 bits.
+template <typename T>
+int64_t bound_kept_bits(uintptr_t scores, int64_t rows, int64_t cols, const PyCut& given, uintptr_t bits,
+                        uintptr_t offsets, int threads, const std::string& isa) {
+  const auto [threshold, rank, absolute, seed, position] = given;
+  if (rows < 0 || cols < 0 || rank < -1) throw std::invalid_argument("kept_bits: malformed");
+  const Cut<T> cut{T(threshold), rank, absolute, tie_seed(seed), position};
+  std::vector<int64_t> counts(static_cast<size_t>(rows));
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return kept_bits(at<const T>(scores), rows, cols, cut, at<uint8_t>(bits), counts.data(), run);
+  });
+  int64_t nnz = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    at<int32_t>(offsets)[r] = int32_t(nnz);
+    nnz += counts[size_t(r)];
+  }
+  at<int32_t>(offsets)[rows] = int32_t(nnz);
+  return nnz;
+}
+
+template <typename T>
+void bound_expand_bits(uintptr_t bits, uintptr_t weight, int64_t rows, int64_t cols, uintptr_t out, int threads,
+                       const std::string& isa) {
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return expand_bits(at<const uint8_t>(bits), at<const T>(weight), rows, cols, at<T>(out), run);
+  });
+}
+
+template <typename T>
+void bound_compress_bits(uintptr_t bits, uintptr_t weight, int64_t rows, int64_t cols, uintptr_t offsets,
+                         uintptr_t columns, uintptr_t values, int threads, const std::string& isa) {
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return compress_bits(at<const uint8_t>(bits), at<const T>(weight), rows, cols, at<const int32_t>(offsets),
+                         at<int32_t>(columns), at<T>(values), run);
+  });
+}
+
+void bound_transpose_structure(uintptr_t offsets, uintptr_t columns, int64_t rows, int64_t cols,
+                               uintptr_t column_offsets, uintptr_t of_row, uintptr_t order) {
+  py::gil_scoped_release release;
+  transpose_structure(at<const int32_t>(offsets), at<const int32_t>(columns), rows, cols,
+                      at<int32_t>(column_offsets), at<int32_t>(of_row), at<int32_t>(order));
+}
+
+template <typename T>
+void bound_straight_through(uintptr_t g, uintptr_t weight, uintptr_t scores, int64_t count, int threads,
+                            const std::string& isa) {
+  run_stoppable(threads, isa, [&](const Run& run) {
+    return straight_through(at<T>(g), at<const T>(weight), at<const T>(scores), count, run);
+  });
+}
+
+template <typename T>
+void def_thresholds(py::module_& m, const std::string& type) {
+  m.def(("kept_bits_" + type).c_str(), &bound_kept_bits<T>);
+  m.def(("expand_bits_" + type).c_str(), &bound_expand_bits<T>);
+  m.def(("compress_bits_" + type).c_str(), &bound_compress_bits<T>);
+  m.def(("straight_through_" + type).c_str(), &bound_straight_through<T>);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -421,6 +486,9 @@ PYBIND11_MODULE(_cpu, m) {
   def_flow<double>(m, "float64");
   def_sparse_convolutions<float>(m, "float32");
   def_sparse_convolutions<double>(m, "float64");
+  m.def("transpose_structure", &bound_transpose_structure);
+  def_thresholds<float>(m, "float32");
+  def_thresholds<double>(m, "float64");
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else

@@ -112,19 +112,21 @@ class Selection {
 
   Outcome run(int64_t k) {
     const int64_t competing = some_within_ ? count_competing() : total_;
-    if (watch_.stopped()) return {Status::interrupted, 0, 0, competing};
-    if (k > competing) return {Status::too_few, 0, 0, competing};
+    if (watch_.stopped()) return {Status::interrupted, 0, 0, competing, 0, 0};
+    if (k > competing) return {Status::too_few, 0, 0, competing, 0, 0};
     Key low = lowest(), high = highest();
     if (k == 0) low = high;
     else if (k == competing) high = low;
     else if (competing > sample_all_below) bracket_by_sample(k, competing, low, high);
-    Outcome outcome{Status::ok, 0, 0, competing};
+    Outcome outcome{Status::ok, 0, 0, competing, 0, 0};
     if (!select(k, low, high) && !watch_.stopped() && !nan_) {
       low = lowest(), high = highest();
       if (bracket_by_histograms(k, competing, low, high)) select(k, low, high);
     }
     if (watch_.stopped()) outcome.status = Status::interrupted;
     else if (nan_) find_nan(outcome);
+    outcome.threshold = double(score_of<T>(least_));
+    outcome.rank = int64_t(~uint32_t(least_)) - !keeps_least_;
     return outcome;
   }
 
@@ -261,7 +263,9 @@ class Selection {
     int64_t need = k;
     for (const Share& share : shares) need -= share.kept;
     if (need < 0 || need > total) return false;
-    if (need > 0) patch(shares, threshold(shares, need, low, high), total < (1 << 17) ? 1 : threads_);
+    keeps_least_ = need > 0;
+    least_ = need > 0 ? threshold(shares, need, low, high) : high;
+    if (need > 0) patch(shares, least_, total < (1 << 17) ? 1 : threads_);
     return !watch_.stopped();
   }
 
@@ -301,7 +305,7 @@ class Selection {
       if (watch_.stopped()) outcome.status = Status::interrupted;
       for (int32_t j = 0; j < b.length && outcome.status == Status::ok; ++j)
         if ((b.within == nullptr || b.within[j]) && b.scores[j] != b.scores[j])
-          outcome = {Status::nan, tensor_of_[i], start_of_[i] + j, outcome.competing};
+          outcome = {Status::nan, tensor_of_[i], start_of_[i] + j, outcome.competing, 0, 0};
       if (outcome.status != Status::ok) return;
     }
   }
@@ -311,6 +315,8 @@ class Selection {
   int64_t total_ = 0;
   bool some_within_ = false;
   int64_t expected_ = 0;  // candidates, by the sample
+  Key least_ = 0;  // the last key kept, or the first after those kept
+  bool keeps_least_ = false;
   TieSeed seed_;
   int threads_ = 1;
   Isa isa_;

@@ -24,6 +24,8 @@ struct Outcome {
   int64_t tensor;     // nan: which tensor
   int64_t index;      // nan: which of its entries
   int64_t competing;  // number of competing entries
+  double threshold;   // ok: kept is what lies above it,
+  int64_t rank;       // or equals it and has at most this tie rank, in [-1, 2^32)
 };
 
 // Keeps exactly k competing entries: those with score > T, and those with score == T and h <= H, where h is

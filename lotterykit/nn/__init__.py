@@ -4,6 +4,7 @@ from lotterykit.nn.convert import convert_, revert_
 from lotterykit.nn.init import INITS
 from lotterykit.nn.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
 from lotterykit.nn.models import mlp
+from lotterykit.nn.scored import ScoredConv2d, ScoredLinear, ranked_together
 from lotterykit.nn.sparse import SparseConv1d, SparseConv2d, SparseLinear
 
 __all__ = [
@@ -12,10 +13,13 @@ __all__ = [
     "MaskedConv2d",
     "MaskedConv3d",
     "MaskedLinear",
+    "ScoredConv2d",
+    "ScoredLinear",
     "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "convert_",
     "mlp",
+    "ranked_together",
     "revert_",
 ]

@@ -8,16 +8,23 @@ from lotterykit.ops.sparse_conv2d import sparse_conv2d
 from lotterykit.ops.spmm import spmm
 from lotterykit.ops.synflow_masks import synflow_masks
 from lotterykit.ops.synflow_scores import synflow_scores
+from lotterykit.ops.threshold import fixed_threshold, score_thresholds
+from lotterykit.ops.threshold_conv2d import threshold_conv2d
+from lotterykit.ops.threshold_linear import threshold_linear
 from lotterykit.ops.topk_mask import topk_mask
 
 __all__ = [
     "CSR",
+    "fixed_threshold",
     "masked_linear",
     "match_neurons",
+    "score_thresholds",
     "sddmm",
     "sparse_conv2d",
     "spmm",
     "synflow_masks",
     "synflow_scores",
+    "threshold_conv2d",
+    "threshold_linear",
     "topk_mask",
 ]

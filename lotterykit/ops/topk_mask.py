@@ -40,15 +40,27 @@ def topk_mask(
     >>> topk_mask([torch.tensor([3.0, 1.0]), torch.tensor([[2.0]])], k=2)
     [tensor([ True, False]), tensor([[True]])]
     """
-    _check_tensors(scores, within)
-    check_seed(seed)
-    k = _kept(scores, density, k)
+    k = check_selection(scores, density=density, k=k, seed=seed, within=within)
     if not scores:
         return []
     plain = [s.detach() if s.requires_grad or type(s) is torch.nn.Parameter else s for s in scores]
     if torch.compiler.is_compiling() or any(type(s) is not Tensor for s in plain):
         return _topk_mask_op(plain, k, seed, list(within or ()))
     return _run(plain, k, seed, within)  # the short way: the custom op costs tens of microseconds a call
+
+
+def check_selection(
+    scores: Sequence[Tensor],
+    *,
+    density: float | None = None,
+    k: int | None = None,
+    seed: int = 0,
+    within: Sequence[Tensor] | None = None,
+) -> int:
+    """How many entries these arguments of `topk_mask` keep; raises `ArgumentError` where they do not fit."""
+    _check_tensors(scores, within)
+    check_seed(seed)
+    return _kept(scores, density, k)
 
 
 def topk_mask_reference(
@@ -111,9 +123,21 @@ def topk_mask_cpu(
     isa: str = "best",
 ) -> list[Tensor]:
     """`topk_mask` through lotterykit._cpu on `torch.get_num_threads()` threads; `isa` is there for tests."""
+    return topk_cut_cpu(scores, k=k, seed=seed, within=within, isa=isa)[0]
+
+
+def topk_cut_cpu(
+    scores: Sequence[Tensor],
+    *,
+    k: int,
+    seed: int = 0,
+    within: Sequence[Tensor] | None = None,
+    isa: str = "best",
+) -> tuple[list[Tensor], float, int]:
+    """The masks of `topk_mask_cpu`, with T and H: kept is score > T, and score == T with `tie_rank` <= H."""
     native = importlib.import_module("lotterykit._cpu")
     ready, inside, masks = _native_arguments(scores, within)
-    status, tensor, index, competing = native.topk_mask(
+    status, tensor, index, competing, threshold, rank = native.topk_mask(
         [s.data_ptr() for s in ready],
         [w.data_ptr() for w in inside],
         [m.data_ptr() for m in masks],
@@ -128,7 +152,7 @@ def topk_mask_cpu(
         raise _is_nan(tensor, index)
     if status == "too_few":
         raise _too_few(k, competing)
-    return masks
+    return masks, threshold, rank
 
 
 def topk_mask_cuda(
