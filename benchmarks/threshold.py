@@ -25,9 +25,14 @@ from lotterykit.ops import score_thresholds, threshold_conv2d, threshold_linear,
 from lotterykit.ops.dispatch import use_backend
 
 RESULTS = Path(__file__).parent / "results"
-LINEAR = ((128, 1024, 1024), (64, 784, 300), (32, 100, 100))  # batch, in, out
-CONV2D = ((32, 64, 16, 64),)  # batch, in, height and width, out; 3x3
-DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01, 0.001)
+F32, F64 = torch.float32, torch.float64
+# op, its shape (batch, in, out, or batch, in, height and width, out with a 3x3 kernel), dtypes
+LAYERS = (
+    ("threshold_linear", (128, 1024, 1024), (F32,)),
+    ("threshold_linear", (64, 784, 300), (F32, F64)),
+    ("threshold_conv2d", (16, 64, 8, 64), (F32, F64)),
+)
+DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1, 0.01, 0.001)
 
 
 class Subnet(torch.autograd.Function):
@@ -111,9 +116,8 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     rows = [
         row_of(op, shape, density, dtype, repeats)
-        for op, shapes in (("threshold_linear", LINEAR), ("threshold_conv2d", CONV2D))
-        for shape in shapes
-        for dtype in (torch.float32, torch.float64)
+        for op, shape, dtypes in LAYERS
+        for dtype in dtypes
         for density in DENSITIES
     ]
     path = RESULTS / f"{results.machine()}-threshold.json"
