@@ -173,7 +173,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.threshold_linear:threshold_linear_cpu",
-        evidence=None,
+        evidence="python benchmarks/threshold.py, on a loaded machine (x86_64-avx2-threshold.json)",
     ),
     Route(
         op="threshold_linear",
@@ -188,7 +188,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.threshold_conv2d:threshold_conv2d_cpu",
-        evidence=None,
+        evidence="python benchmarks/threshold.py, on a loaded machine (x86_64-avx2-threshold.json)",
     ),
     Route(
         op="threshold_conv2d",
