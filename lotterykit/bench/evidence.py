@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,17 @@ def refusal(route: Route, root: Path) -> str | None:
     """Why the file that `route` cites is no evidence for it, or None.
 
     It must parse, and hold, for every dtype of the row, settings that span its density band, timed on the
-    row's backend and on the reference, the backend never being the slower one.
+    row's backend and on the reference, the backend never being the slower one. What `lotterykit bench` does
+    not serve cites the script that measured it, "python benchmarks/x.py: ... (file.json)": both must be there.
     """
     if route.evidence is None or route.backend == "reference":
+        return None
+    if route.evidence.startswith("python "):
+        named = re.findall(r"benchmarks/\w+\.py|[\w-]+\.json", route.evidence)
+        paths = [name if "/" in name else f"benchmarks/results/{name}" for name in named]
+        missing = [name for name in paths if not (root / name).is_file()]
+        if len(paths) < 2 or missing:
+            return f"{route.evidence!r} names no script and file that exist"
         return None
     path = root / route.evidence
     if not path.is_file():

@@ -63,6 +63,9 @@ def test_a_missing_file_and_an_op_without_a_peer(tmp_path):
     other = dataclasses.replace(ROUTE, op="match_neurons")
     assert refusal(other, tmp_path) == "no peer of lotterykit.bench stands for match_neurons"
     assert refusal(dataclasses.replace(other, evidence=None), tmp_path) is None
+    for words, good in (("(x86_64-avx2-planting.json)", True), ("(none.json)", False), ("", False)):
+        cited = dataclasses.replace(other, evidence=f"python benchmarks/planting.py {words}")
+        assert (refusal(cited, ROOT) is None) == good
 
 
 def test_the_bench_op_of_a_route():
