@@ -27,7 +27,8 @@ def refusal(route: Route, root: Path) -> str | None:
 
     It must parse, and hold, for every dtype of the row, settings that span its density band, timed on the
     row's backend and on the reference, the backend never being the slower one. What `lotterykit bench` does
-    not serve cites the script that measured it, "python benchmarks/x.py: ... (file.json)": both must be there.
+    not serve cites the script that measured it, "python benchmarks/x.py: ... (file.json)", and both must be
+    there.
     """
     if route.evidence is None or route.backend == "reference":
         return None
