@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test bench gpu-check clean
+.PHONY: demo test sanitize bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -28,6 +28,11 @@ $(VENV)/.demo: $(NATIVE)
 $(VENV)/.test: $(VENV)/.demo
 	$(INSTALL) --editable '.[plot,test]'
 	touch $@
+
+# Native code under AddressSanitizer and UndefinedBehaviorSanitizer, and ThreadSanitizer where clang is: builds of
+# their own under build/sanitize, some minutes. `make test` runs a reduced form.
+sanitize: $(VENV)/.test
+	$(RUN)/python tests/native/sanitize.py
 
 # The C table of the goals: measures this machine against every peer that is installed, then judges. Ratios are
 # of medians in alternating turns; leave the machine alone meanwhile. Peers: pip install sparseprop sparselab.

@@ -6,6 +6,7 @@ take lists of ints, not objects.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lotterykit.ops.csr import CSR
 from lotterykit.ops.operands import sizes
 
 MOST = 2**31 - 1
+MOST_ENTRIES = 2**48  # of y: sizes in bytes stay far from overflow
 
 
 def geometry_of(
@@ -41,10 +43,50 @@ def geometry_of(
     return [*kernel, *strides, *around, *dilations, groups]
 
 
-def check_convolution(
-    op: str, x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, geometry: list[int]
+def check_geometry(op: str, geometry: list[int]) -> None:
+    """Raises `ArgumentError` unless `geometry` is one that `geometry_of` could have made."""
+    least = (1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1)
+    if len(geometry) != len(least) or any(
+        not low <= n <= MOST for n, low in zip(geometry, least, strict=True)
+    ):
+        raise ArgumentError(
+            f"{op}: geometry must be [kh, kw, stride h, w, padding top, bottom, left, right, dilation h, w, "
+            f"groups], got {geometry}"
+        )
+
+
+def check_gradient(
+    op: str, g: Tensor, gate: Tensor | None, x: Tensor, csr: CSR, geometry: list[int], wants: list[bool]
 ) -> None:
-    """Raises `ArgumentError` unless the tensors fit each other, the structure and the geometry."""
+    """Raises `ArgumentError` unless g, and `gate` where there is one, are such as the convolution's y."""
+    shape = (x.shape[0], csr.shape[0], *out_size(x, geometry))
+    for name, tensor in (("g", g), ("gate", gate)):
+        if tensor is not None and (
+            tuple(tensor.shape) != shape
+            or tensor.dtype != x.dtype
+            or tensor.device != x.device
+            or tensor.layout is not torch.strided
+        ):
+            raise ArgumentError(
+                f"{op}: {name} must be {list(shape)} of {x.dtype} on {x.device}, "
+                f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+            )
+    if len(wants) != 3:
+        raise ArgumentError(f"{op}: wants must say which of x, values and bias, got {wants}")
+
+
+def check_convolution(
+    op: str,
+    x: Tensor,
+    values: Tensor,
+    csr: CSR,
+    bias: Tensor | None,
+    geometry: list[int],
+    *,
+    batched: bool = False,
+) -> None:
+    """Raises `ArgumentError` unless the tensors fit each other, the structure and the geometry; `batched`: x
+    must be `[N, in, H, W]`."""
     for name, tensor in (("x", x), ("values", values), ("bias", bias)):
         if tensor is None and name == "bias":
             continue
@@ -62,6 +104,8 @@ def check_convolution(
         if tensor is not None and tuple(tensor.shape) != (size,):
             raise ArgumentError(f"{op}: {name} must be [{size}], got {tuple(tensor.shape)}")
     _check_shapes(op, x, csr, geometry)
+    if batched and x.dim() != 4:
+        raise ArgumentError(f"{op}: x must be [N, in, H, W], got {tuple(x.shape)}")
 
 
 def out_size(x: Tensor, geometry: list[int]) -> tuple[int, int]:
@@ -132,3 +176,5 @@ def _check_shapes(op: str, x: Tensor, csr: CSR, geometry: list[int]) -> None:
         raise ArgumentError(
             f"{op}: the padded x must not be smaller than the dilated kernel, y would be {size[0]}x{size[1]}"
         )
+    if max(size) > MOST or math.prod((*x.shape[:-3], n_out, *size)) > MOST_ENTRIES:
+        raise ArgumentError(f"{op}: y would be {size[0]}x{size[1]}, which no memory holds")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lotterykit.errors import ArgumentError
 
@@ -14,6 +17,15 @@ MOST = 2**31 - 1  # indices and offsets are int32: half the traffic of int64
 # share of a block is so short that reading and writing its sums again costs more than the cache saves.
 BLOCK_WIDTH = 96
 BLOCK_DENSITY = 0.02
+TENSORS = (
+    "row_offsets",
+    "columns",
+    "row_segments",
+    "column_offsets",
+    "rows",
+    "column_segments",
+    "permutation",
+)
 
 
 class CSR:
@@ -39,6 +51,8 @@ class CSR:
                 "row_offsets and columns must be on one device, "
                 f"got {row_offsets.device} and {columns.device}"
             )
+        if row_offsets.is_meta:
+            raise ArgumentError("row_offsets and columns must hold data, got tensors on meta")
         _check_offsets(row_offsets, columns.numel(), self.shape)
         with torch.inference_mode(False):  # tensors made in inference mode have no version to watch
             self.row_offsets = row_offsets.detach().to(torch.int32, copy=True)
@@ -46,16 +60,9 @@ class CSR:
             _check_columns(self.row_offsets, rows, columns, self.shape[1])
             self.columns = columns.detach().to(torch.int32, copy=True)
             self._transpose(rows)
-        self._tensors = [
-            self.row_offsets,
-            self.columns,
-            self.row_segments,
-            self.column_offsets,
-            self.rows,
-            self.column_segments,
-            self.permutation,
-        ]
+        self._tensors: list[Tensor] = [getattr(self, name) for name in TENSORS]
         self._versions = [t._version for t in self._tensors]
+        _known[self.row_offsets] = _Known(weakref.ref(self), [TensorWeakRef(t) for t in self._tensors])
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:
@@ -63,6 +70,8 @@ class CSR:
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype != torch.bool:
             got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise ArgumentError(f"a mask must be a bool tensor [out, in], got {got}")
+        if mask.layout is not torch.strided or mask.is_meta:
+            raise ArgumentError(f"a mask must be dense and hold data, got {mask.layout} on {mask.device}")
         rows, columns = mask.nonzero(as_tuple=True)
         if columns.numel() > MOST:
             raise ArgumentError(f"a CSR holds fewer than 2**31 kept weights, got {columns.numel()}")
@@ -88,7 +97,7 @@ class CSR:
     @property
     def tensors(self) -> list[Tensor]:
         """What the custom ops take: a structure as a list of tensors, always in this order."""
-        return self._tensors
+        return list(self._tensors)
 
     def mask(self) -> Tensor:
         """The bool mask `[out, in]`."""
@@ -140,6 +149,63 @@ class CSR:
         self.row_segments = _segments(rows, columns, self.row_offsets, n_out, n_in)
         turned = columns[self.permutation.long()], self.rows.long()
         self.column_segments = _segments(*turned, self.column_offsets, n_in, n_out)
+
+
+class _Known(NamedTuple):
+    """A CSR that was checked, and the tensors that stand for it: its own, or others that hold the same."""
+
+    csr: Callable[[], CSR | None]
+    tensors: list[TensorWeakRef]
+    versions: list[int] | None = None  # None: the CSR's own tensors, which it watches itself
+
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # row_offsets -> _Known
+
+
+def csr_of(op: str, structure: Sequence[Tensor]) -> CSR:
+    """The CSR that `structure`, as a custom op receives it, stands for.
+
+    Its `tensors` are known by identity, at the cost of a few comparisons; others are checked whole, once.
+    Raises `ArgumentError`, naming row and index, where they are no structure or were written to.
+    """
+    if len(structure) != len(TENSORS):
+        raise ArgumentError(
+            f"{op}: structure must be the {len(TENSORS)} tensors of a CSR, got {len(structure)}"
+        )
+    known = _known.get(structure[0])
+    csr = None if known is None else known.csr()
+    if csr is not None and all(ref() is t for ref, t in zip(known.tensors, structure, strict=True)):
+        if known.versions is None:
+            csr.check_unchanged()
+            return csr
+        if known.versions == [t._version for t in structure]:
+            return csr
+    csr = _checked_structure(op, structure)
+    if not any(t.is_inference() for t in structure):  # those have no version to watch
+        versions = [t._version for t in structure]
+        _known[structure[0]] = _Known(lambda: csr, [TensorWeakRef(t) for t in structure], versions)
+    return csr
+
+
+def _checked_structure(op: str, structure: Sequence[Tensor]) -> CSR:
+    for name, tensor in zip(TENSORS, structure, strict=True):
+        if tensor.dtype != torch.int32 or tensor.layout is not torch.strided:
+            raise ArgumentError(
+                f"{op}: {name} must be a dense int32 tensor, got {tensor.layout}, {tensor.dtype}"
+            )
+    csr = CSR(structure[0], structure[1], (structure[0].numel() - 1, structure[3].numel() - 1))
+    for name, got, want in zip(TENSORS, structure, csr.tensors, strict=True):
+        if got.shape != want.shape or got.device != want.device:
+            raise ArgumentError(
+                f"{op}: {name} must be {list(want.shape)} on {want.device} by row_offsets and columns, "
+                f"got {list(got.shape)} on {got.device}"
+            )
+        if (at := _first((got != want).flatten())) is not None:
+            raise ArgumentError(
+                f"{op}: {name}[{at}] must be {int(want.flatten()[at])} by row_offsets and columns, "
+                f"got {int(got.flatten()[at])}"
+            )
+    return csr
 
 
 def _segments(rows: Tensor, columns: Tensor, offsets: Tensor, n_rows: int, n_columns: int) -> Tensor:

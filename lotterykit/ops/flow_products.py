@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
+from lotterykit.ops.operands import ready
 from lotterykit.ops.synflow_masks import Counted
 
 
@@ -40,7 +41,7 @@ class FlowProducts:
     def __init__(self, layers: Sequence[FlowLayer], *, isa: str = "best") -> None:
         native = importlib.import_module("lotterykit._cpu")
         kind = native.Flow_float64 if layers[0].weight.dtype == torch.float64 else native.Flow_float32
-        weights = [layer.weight.detach().contiguous() for layer in layers]
+        weights = [ready(layer.weight.detach()) for layer in layers]
         masks = [None if layer.mask is None else layer.mask.contiguous() for layer in layers]
         rows = []
         for layer, w, m in zip(layers, weights, masks, strict=True):
@@ -71,7 +72,7 @@ class FlowProducts:
                 raise ArgumentError(f"synflow: layer {layer} reads {want}, got {x.dtype} {tuple(x.shape)}")
             self._flow.read_matrix(layer, lanes)
         else:
-            offsets = window.offsets
+            offsets = ready(window.offsets)
             last = (groups - 1) * window.group_stride + (int(offsets.max()) if columns else 0) + lanes
             fits = len(offsets) == columns and offsets.dtype == torch.int32 and x.dtype == torch.float64
             if not fits or lanes < 2 or last > x.numel() or (columns and int(offsets.min()) < 0):
@@ -116,7 +117,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, anchor: Tensor, products: FlowProducts, layer: int, lanes: int
     ) -> Tensor:
-        x = x.detach().contiguous()
+        x = ready(x.detach())
         y = x.new_empty(products._shapes[layer][0], lanes)
         products._flow.forward(layer, x.data_ptr(), y.data_ptr())
         products._inputs[layer], products._lanes[layer] = x, lanes
@@ -125,7 +126,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        g = gradients[0].contiguous()
+        g = ready(gradients[0])
         dx = g.new_empty(ctx.x_shape) if ctx.needs_input_grad[0] else None
         ctx.products._flow.backward(ctx.layer, g.data_ptr(), 0 if dx is None else dx.data_ptr())
         ctx.products._gradients[ctx.layer] = g

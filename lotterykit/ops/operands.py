@@ -39,6 +39,19 @@ def check_operand(op: str, name: str, tensor: Tensor, last: int, csr: CSR) -> No
         raise ArgumentError(f"{op}: {name} is on {tensor.device}, but the structure on {csr.device}")
 
 
+def check_activation(op: str, activation: object) -> None:
+    """Raises unless `activation` is None or "relu"."""
+    if activation not in (None, "relu"):
+        raise ArgumentError(f"{op}: activation must be None or 'relu', got {activation!r}")
+
+
+def check_tensors(op: str, **tensors: object) -> None:
+    """Raises unless all are tensors."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+
+
 def transformed(op: str, reference: Any, *args: Any) -> Tensor:
     """The reference, as torch's custom ops do not support every `torch.func` transform."""
     forced = dispatch.forced_backend(op)
@@ -61,9 +74,17 @@ def flat(x: Tensor) -> Tensor:
 
 
 def ready(x: Tensor) -> Tensor:
-    """x as native code reads it: contiguous, the negative bit resolved."""
+    """x as native code reads it: contiguous, the negative bit resolved, entries where their size says."""
     # Most tensors need nothing done, and a torch call costs as much as a small product.
-    return x if x.is_contiguous() and not x.is_neg() else x.detach().resolve_neg().contiguous()
+    if x.is_contiguous() and not x.is_neg() and is_aligned(x):
+        return x
+    x = x.detach().resolve_neg().contiguous()
+    return x if is_aligned(x) else x.clone()
+
+
+def is_aligned(x: Tensor) -> bool:
+    """Whether entries stand at multiples of their size, which bytes of a file or a message need not."""
+    return x.data_ptr() % x.element_size() == 0
 
 
 def sizes(structure: list[Tensor]) -> tuple[int, int]:

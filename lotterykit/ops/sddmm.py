@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
-from lotterykit.ops.csr import CSR
+from lotterykit.ops.csr import CSR, csr_of
 from lotterykit.ops.operands import (
     CHUNK,
     HALF,
     call_of_tensors,
     check_csr,
     check_operand,
+    check_tensors,
     flat,
     native,
     native_structure,
@@ -37,6 +38,7 @@ def sddmm(g: Tensor, x: Tensor, csr: CSR) -> Tensor:
     tensor([ 2., 20., 30.])
     """
     check_csr("sddmm", csr)
+    check_tensors("sddmm", g=g, x=x)
     if torch.is_autocast_enabled(csr.device.type):
         wide = torch.promote_types(torch.promote_types(g.dtype, x.dtype), torch.float32)
         g, x = g.to(wide), x.to(wide)
@@ -125,8 +127,10 @@ def _run(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
 
 @torch.library.custom_op("lotterykit::sddmm", mutates_args=())
 def sddmm_op(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
-    """The op behind `sddmm`, without validation; `structure` is `CSR.tensors`."""
-    return _run(g, x, structure)
+    """The op behind `sddmm`; `structure` is `CSR.tensors`, all checked: anybody may call an op."""
+    csr = csr_of("sddmm", structure)
+    _check(g, x, csr)
+    return _run(g, x, csr.tensors)
 
 
 @sddmm_op.register_fake

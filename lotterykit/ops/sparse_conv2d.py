@@ -12,18 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
 from lotterykit.ops.conv_geometry import (
     check_convolution,
+    check_geometry,
+    check_gradient,
     empty_y,
     even,
     geometry_of,
     image_format,
     of_torch,
 )
-from lotterykit.ops.csr import CSR
-from lotterykit.ops.operands import HALF, call_of_tensors, check_csr, sizes, transformed
+from lotterykit.ops.csr import CSR, csr_of
+from lotterykit.ops.operands import (
+    HALF,
+    call_of_tensors,
+    check_activation,
+    check_csr,
+    check_tensors,
+    sizes,
+    transformed,
+)
 from lotterykit.ops.sparse_conv2d_native import Gradients, backward_cpu
 
 OP = "sparse_conv2d"
@@ -60,13 +69,13 @@ def sparse_conv2d(
     tensor([[[15.]]])
     """
     check_csr(OP, csr)
+    check_tensors(OP, x=x, values=values)
     if torch.is_autocast_enabled(csr.device.type):
         x = x.to(values.dtype)
         bias = bias if bias is None else bias.to(values.dtype)
     geometry = geometry_of(OP, kernel_size, stride, padding, dilation, groups)
     check_convolution(OP, x, values, csr, bias, geometry)
-    if activation not in (None, "relu"):
-        raise ArgumentError(f"{OP}: activation must be None or 'relu', got {activation!r}")
+    check_activation(OP, activation)
     relu = activation == "relu"
     images = x if x.dim() == 4 else x.unsqueeze(0)
     if torch._C._are_functorch_transforms_active():
@@ -225,8 +234,11 @@ def _run_backward(
 def sparse_conv2d_op(
     x: Tensor, values: Tensor, structure: list[Tensor], bias: Tensor | None, relu: bool, geometry: list[int]
 ) -> Tensor:
-    """The op behind `sparse_conv2d`, without validation; `structure` is `CSR.tensors`."""
-    return _in_format(_run(x, values, structure, bias, relu, geometry), image_format(x))
+    """The op behind `sparse_conv2d`; `structure` is `CSR.tensors`, all checked: anybody may call an op."""
+    csr = csr_of(OP, structure)
+    check_geometry(OP, geometry)
+    check_convolution(OP, x, values, csr, bias, geometry, batched=True)
+    return _in_format(_run(x, values, csr.tensors, bias, relu, geometry), image_format(x))
 
 
 @sparse_conv2d_op.register_fake
@@ -247,7 +259,11 @@ def sparse_conv2d_backward_op(
     wants: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dvalues, dbias of `sparse_conv2d_op`; empty where not wanted."""
-    dx, dvalues, dbias = _run_backward(g, gate, x, values, structure, geometry, tuple(wants))
+    csr = csr_of(OP, structure)
+    check_geometry(OP, geometry)
+    check_convolution(OP, x, values, csr, None, geometry, batched=True)
+    check_gradient(OP, g, gate, x, csr, geometry, wants)
+    dx, dvalues, dbias = _run_backward(g, gate, x, values, csr.tensors, geometry, tuple(wants))
     dx = g.new_empty(0) if dx is None else _in_format(dx, image_format(x))
     return dx, g.new_empty(0) if dvalues is None else dvalues, g.new_empty(0) if dbias is None else dbias
 

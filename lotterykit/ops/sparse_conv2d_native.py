@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.ops.conv_geometry import empty_y, image_format, native_geometry
-from lotterykit.ops.operands import native, ready, sizes
+from lotterykit.ops.operands import is_aligned, native, ready, sizes
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -82,10 +82,11 @@ def backward_cpu(
 
 
 def _ready_images(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """x as native code reads it: in the format, the negative bit resolved."""
-    if x.is_contiguous(memory_format=layout) and not x.is_neg():
+    """x as native code reads it: in the format, the negative bit resolved, aligned."""
+    if x.is_contiguous(memory_format=layout) and not x.is_neg() and is_aligned(x):
         return x
-    return x.detach().resolve_neg().contiguous(memory_format=layout)
+    x = x.detach().resolve_neg().contiguous(memory_format=layout)
+    return x if is_aligned(x) else x.clone()
 
 
 def _native_structure(structure: list[Tensor]) -> tuple[int, ...]:

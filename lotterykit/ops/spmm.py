@@ -14,13 +14,15 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
-from lotterykit.ops.csr import CSR
+from lotterykit.ops.csr import CSR, csr_of
 from lotterykit.ops.operands import (
     CHUNK,
     HALF,
     call_of_tensors,
+    check_activation,
     check_csr,
     check_operand,
+    check_tensors,
     flat,
     native,
     native_structure,
@@ -46,10 +48,12 @@ def spmm(
     tensor([[ 3., 14.]])
     """
     check_csr("spmm", csr)
+    check_tensors("spmm", x=x, values=values)
     if torch.is_autocast_enabled(csr.device.type):
         x = x.to(values.dtype)
         bias = bias if bias is None else bias.to(values.dtype)
-    _check(x, values, csr, bias, activation)
+    _check(x, values, csr, bias)
+    check_activation("spmm", activation)
     relu = activation == "relu"
     if torch._C._are_functorch_transforms_active():
         return transformed("spmm", spmm_reference, x, values, csr.tensors, bias, relu)
@@ -123,8 +127,11 @@ def backward_cpu(
     values: Tensor,
     structure: list[Tensor],
     wants: tuple[bool, ...],
+    *,
+    isa: str = "best",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dvalues and dbias, each where wanted, in one native call; `gate` is y where it had a ReLU."""
+    """dx, dvalues and dbias, each where wanted, in one native call; `gate` is y where it had a ReLU. `isa` is
+    there for tests."""
     g, x, values = ready(g), ready(x), ready(values)
     gate = None if gate is None else ready(gate)
     dx = torch.empty_like(x) if wants[0] else None
@@ -145,7 +152,7 @@ def backward_cpu(
         0 if dvalues is None else dvalues.data_ptr(),
         0 if dbias is None else dbias.data_ptr(),
         torch.get_num_threads(),
-        "best",
+        isa,
     )
     return dx, dvalues, dbias
 
@@ -250,8 +257,10 @@ def _run(
 def spmm_op(
     x: Tensor, values: Tensor, structure: list[Tensor], bias: Tensor | None, relu: bool, transposed: bool
 ) -> Tensor:
-    """The op behind `spmm`, without validation; `structure` is `CSR.tensors`."""
-    return _run(x, values, structure, bias, relu, transposed)
+    """The op behind `spmm`; `structure` is `CSR.tensors`, all checked: anybody may call an op."""
+    csr = csr_of("spmm", structure)
+    _check(x, values, csr, bias, transposed)
+    return _run(x, values, csr.tensors, bias, relu, transposed)
 
 
 @spmm_op.register_fake
@@ -286,9 +295,10 @@ def _places(structure: list[Tensor], transposed: bool) -> tuple[Tensor, Tensor, 
     return of_each, columns.long(), n_rows
 
 
-def _check(x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, activation: str | None) -> None:
-    check_operand("spmm", "x", x, csr.shape[1], csr)
-    for name, tensor, size in (("values", values, csr.nnz), ("bias", bias, csr.shape[0])):
+def _check(x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, transposed: bool = False) -> None:
+    n_out, n_in = csr.shape[::-1] if transposed else csr.shape
+    check_operand("spmm", "x", x, n_in, csr)
+    for name, tensor, size in (("values", values, csr.nnz), ("bias", bias, n_out)):
         if tensor is None:
             continue
         check_operand("spmm", name, tensor, size, csr)
@@ -296,5 +306,3 @@ def _check(x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, activation:
             raise ArgumentError(f"spmm: {name} must be [{size}], got {tuple(tensor.shape)}")
         if tensor.dtype != x.dtype:
             raise ArgumentError(f"spmm: x and {name} must share a dtype, got {x.dtype} and {tensor.dtype}")
-    if activation not in (None, "relu"):
-        raise ArgumentError(f"spmm: activation must be None or 'relu', got {activation!r}")

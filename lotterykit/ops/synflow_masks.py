@@ -131,8 +131,12 @@ def _check_rounds(
     for number, groups in enumerate(rounds, start=1):
         seen: set[int] = set()
         for group in groups:
+            if not isinstance(group, Counted):
+                raise ArgumentError(f"synflow: round {number} must hold Counted groups, got {group!r}")
             check_seed(group.seed)
-            if not all(0 <= i < len(weights) for i in group.layers) or seen & set(group.layers):
+            if not all(type(i) is int and 0 <= i < len(weights) for i in group.layers) or seen & set(
+                group.layers
+            ):
                 raise ArgumentError(
                     f"synflow: round {number} names layers {group.layers}: each of 0..{len(weights) - 1} "
                     "may stand in one group only"

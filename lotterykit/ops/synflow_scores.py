@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.dispatch import Call, load, select
+from lotterykit.ops.operands import ready
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -119,7 +120,7 @@ def _synflow_scores_op(
     masks: Sequence[Tensor],
     biases: Sequence[Tensor | None],
 ) -> list[Tensor]:
-    return _run(weights, masks, biases)
+    return _run(*checked_chain(weights, masks or None, biases))  # anybody may call an op
 
 
 @_synflow_scores_op.register_fake
@@ -137,11 +138,11 @@ def native_flow(
     """The kept weights as native code holds them, and the biases' magnitudes in float64."""
     native = importlib.import_module("lotterykit._cpu")
     kind = native.Flow_float64 if weights[0].dtype == torch.float64 else native.Flow_float32
-    ready = [w.resolve_neg().contiguous() for w in weights]
+    plain = [ready(w) for w in weights]
     inside = [m.contiguous() for m in masks]
     rows = [
         (w.data_ptr(), inside[i].data_ptr() if inside else 0, w.shape[0], w.shape[1], 1)
-        for i, w in enumerate(ready)
+        for i, w in enumerate(plain)
     ]
     flow = kind(rows, isa)  # copies what it keeps
     if not flow.finite:
@@ -190,6 +191,8 @@ def checked_chain(
             raise ArgumentError(
                 f"synflow: weights[{i}] must be dense float32 or float64 [out, in], got {got}"
             )
+        if w.device.type == "meta" and type(w) in (Tensor, torch.nn.Parameter):  # not a fake one
+            raise ArgumentError(f"synflow: weights[{i}] must hold data, got a tensor on meta")
         if w.dtype != weights[0].dtype or w.device != weights[0].device:
             raise ArgumentError(f"synflow: weights[{i}] must share dtype and device with weights[0]")
         if i and w.shape[1] != weights[i - 1].shape[0]:
@@ -197,19 +200,33 @@ def checked_chain(
                 f"synflow: weights[{i}] reads {w.shape[1]} inputs, weights[{i - 1}] has "
                 f"{weights[i - 1].shape[0]} outputs: no chain"
             )
-    given: list[Tensor | None] = [None] * len(weights) if biases is None else list(biases)
+    given: Sequence[Tensor | None] = [None] * len(weights) if biases is None else biases
     for name, tensors in (("masks", masks), ("biases", given)):
-        if tensors is not None and len(tensors) != len(weights):
+        if tensors is not None and (
+            isinstance(tensors, Tensor) or not isinstance(tensors, Sequence) or len(tensors) != len(weights)
+        ):
             raise ArgumentError(f"synflow: {name} must be one for each of {len(weights)} weights")
     for i, (w, m) in enumerate(zip(weights, masks or (), strict=bool(masks))):
-        if not isinstance(m, Tensor) or m.dtype != torch.bool or m.shape != w.shape or m.device != w.device:
-            raise ArgumentError(f"synflow: masks[{i}] must be bool {tuple(w.shape)} on {w.device}")
+        if not _fits(m, w.shape, w) or m.dtype != torch.bool:
+            raise ArgumentError(f"synflow: masks[{i}] must be bool {tuple(w.shape)} on {w.device}, dense")
     for i, (w, b) in enumerate(zip(weights, given, strict=True)):
-        if b is not None and (not isinstance(b, Tensor) or b.shape != w.shape[:1] or b.device != w.device):
-            raise ArgumentError(f"synflow: biases[{i}] must be [{w.shape[0]}] on {w.device}, or None")
+        if b is not None and (not _fits(b, w.shape[:1], w) or not b.is_floating_point()):
+            raise ArgumentError(
+                f"synflow: biases[{i}] must be [{w.shape[0]}] on {w.device}, dense and floating, or None"
+            )
         if b is not None and not torch.compiler.is_compiling() and not bool(b.isfinite().all()):
             raise ArgumentError(f"synflow: biases[{i}] holds infinities or NaN")
-    return list(weights), list(masks or ()), given
+    return list(weights), list(masks or ()), list(given)
+
+
+def _fits(tensor: object, shape: torch.Size, weight: Tensor) -> bool:
+    """Whether it is a dense tensor of the shape on the device of `weight`."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.shape == shape
+        and tensor.device == weight.device
+        and tensor.layout is torch.strided
+    )
 
 
 def check_finite(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:

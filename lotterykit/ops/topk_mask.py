@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_density, check_seed
 from lotterykit.ops.dispatch import Call, load, select
+from lotterykit.ops.operands import ready
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NATIVE = (torch.float32, torch.float64)
@@ -136,13 +137,13 @@ def topk_cut_cpu(
 ) -> tuple[list[Tensor], float, int]:
     """The masks of `topk_mask_cpu`, with T and H: kept is score > T, and score == T with `tie_rank` <= H."""
     native = importlib.import_module("lotterykit._cpu")
-    ready, inside, masks = _native_arguments(scores, within)
+    found, inside, masks = _native_arguments(scores, within)
     status, tensor, index, competing, threshold, rank = native.topk_mask(
-        [s.data_ptr() for s in ready],
+        [s.data_ptr() for s in found],
         [w.data_ptr() for w in inside],
         [m.data_ptr() for m in masks],
-        [s.numel() for s in ready],
-        ready[0].dtype == torch.float64,
+        [s.numel() for s in found],
+        found[0].dtype == torch.float64,
         k,
         seed,
         torch.get_num_threads(),
@@ -160,10 +161,10 @@ def topk_mask_cuda(
 ) -> list[Tensor]:
     """`topk_mask` through lotterykit._cuda on the current stream; waits for it to report NaN scores."""
     native = importlib.import_module("lotterykit._cuda")
-    ready, inside, masks = _native_arguments(scores, within)
-    device = ready[0].device
+    found, inside, masks = _native_arguments(scores, within)
+    device = found[0].device
     rows, offset, chunk = [], 0, 0
-    for number, s in enumerate(ready):
+    for number, s in enumerate(found):
         pointers = [s.data_ptr(), inside[number].data_ptr() if inside else 0, masks[number].data_ptr()]
         rows.append([*pointers, s.numel(), offset, chunk])
         offset += s.numel()
@@ -175,7 +176,7 @@ def topk_mask_cuda(
             table.data_ptr(),
             len(rows),
             chunk,
-            ready[0].dtype == torch.float64,
+            found[0].dtype == torch.float64,
             k,
             seed,
             workspace.data_ptr(),
@@ -232,6 +233,11 @@ def _run(scores: Sequence[Tensor], k: int, seed: int, within: Sequence[Tensor] |
 
 @torch.library.custom_op("lotterykit::topk_mask", mutates_args=())
 def _topk_mask_op(scores: Sequence[Tensor], k: int, seed: int, within: Sequence[Tensor]) -> list[Tensor]:
+    _check_tensors(scores, within or None)  # anybody may call an op
+    check_seed(seed)
+    _kept(scores, None, k)
+    if not scores:
+        return []
     return _run(scores, k, seed, within or None)  # schemas know no optional list of tensors: none is empty
 
 
@@ -254,16 +260,10 @@ def _native_arguments(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Contiguous scores and `within` (kept alive by the caller while native code runs), new masks."""
     # Most scores need nothing done, and every torch call costs about as much as selecting from a small layer.
-    ready = [
-        s if s.dtype in NATIVE and s.is_contiguous() and not s.is_neg() else _converted(s) for s in scores
-    ]
+    found = [ready(s if s.dtype in NATIVE else s.detach().to(_computed(s.dtype))) for s in scores]
     inside = [] if within is None else [w.contiguous() for w in within]
-    masks = [torch.empty_like(s, dtype=torch.bool) for s in ready]  # half the cost of torch.empty
-    return ready, inside, masks
-
-
-def _converted(scores: Tensor) -> Tensor:
-    return scores.detach().to(_computed(scores.dtype)).resolve_neg().contiguous()
+    masks = [torch.empty_like(s, dtype=torch.bool) for s in found]  # half the cost of torch.empty
+    return found, inside, masks
 
 
 def _kept(scores: Sequence[Tensor], density: float | None, k: int | None) -> int:
@@ -291,6 +291,8 @@ def _check_tensors(scores: Sequence[Tensor], within: Sequence[Tensor] | None) ->
                 f"scores must share dtype and device: scores[0] is {scores[0].dtype} on {scores[0].device}, "
                 f"scores[{number}] is {s.dtype} on {s.device}"
             )
+        if s.device.type == "meta" and type(s) in (Tensor, torch.nn.Parameter):  # not a fake one
+            raise ArgumentError(f"scores[{number}] must hold data, got a tensor on meta")
     if (entries := sum(s.numel() for s in scores)) >= 2**32:
         raise ArgumentError(f"topk_mask takes fewer than 2**32 scores, got {entries}")
     if within is None:

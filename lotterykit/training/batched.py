@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class TorchBatch:
                     pruned[name][r] = ~mask.to(device)
         for r, start in enumerate(starts):
             for name in self.names:
-                self.values[name][r] = start[name].to(device)
+                self.values[name][r] = start[name].detach().to(device)
         if self.pruned is not None:
             self.parameters.data.masked_fill_(self.pruned, 0.0)
         self.optimizer = make_optimizer([self.parameters], self.recipe)
@@ -196,11 +196,11 @@ def flat_parameters(spec: RunSpec) -> tuple[Tensor, dict[str, Tensor], Tensor | 
     (bool `[S]`, None without masks)."""
     start = spec.start()
     shapes = {name: start[name].shape for name in spec.names}
-    size = sum(_padded(math.prod(shape)) for shape in shapes.values())
+    size = flat_size(shapes.values())
     values = torch.zeros(size, dtype=spec.dtype)
     named = {name: view[0] for name, view in views(values[None], shapes).items()}
     for name, view in named.items():
-        view.copy_(start[name])
+        view.copy_(start[name].detach())
     if not spec.masks:
         return values, named, None
     pruned = torch.zeros(size, dtype=torch.bool)
@@ -208,6 +208,11 @@ def flat_parameters(spec: RunSpec) -> tuple[Tensor, dict[str, Tensor], Tensor | 
     for name, mask in spec.masks.items():
         gone[name][0] = ~mask
     return values.masked_fill_(pruned, 0.0), named, pruned
+
+
+def flat_size(shapes: Iterable[Sequence[int]]) -> int:
+    """Entries of a replica's buffer, whose tensors have these shapes."""
+    return sum(_padded(math.prod(shape)) for shape in shapes)
 
 
 def _padded(size: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lotterykit.ops.operands import native
+from lotterykit.ops.operands import native, ready
 from lotterykit.ops.topk_mask import topk_mask
 from lotterykit.training.batched import flat_parameters
 from lotterykit.training.recipe import LOSSES, OPTIMIZERS, Recipe, batch_order
@@ -39,7 +39,7 @@ class NativeBatch:
         module = native()
         self.replicas = module.Replicas_float64() if dtype == torch.float64 else module.Replicas_float32()
         # Native code keeps addresses only: these hold the memory.
-        self.data = [[tensor.cpu().contiguous() for tensor in spec.data] for spec in specs]
+        self.data = [[ready(tensor.cpu()) for tensor in spec.data] for spec in specs]
         self.values: list[Tensor] = []
         self.moments: list[list[Tensor]] = []
         self.pruned: list[Tensor | None] = []

@@ -15,6 +15,7 @@ from lotterykit.errors import ArgumentError, unknown_name
 LOSSES = ("cross_entropy", "mse")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
+MOST = 2**31 - 1  # of epochs, and of examples in a batch
 
 
 class Split(NamedTuple):
@@ -56,10 +57,15 @@ class Recipe:
         ):
             if value not in valid:
                 raise unknown_name(kind, value, valid)
-        if self.epochs < 0 or self.batch_size < 1:
+        if any(type(n) is not int for n in (self.epochs, self.batch_size)) or not (
+            0 <= self.epochs <= MOST and 1 <= self.batch_size <= MOST
+        ):
             raise ArgumentError(
-                f"epochs must be >= 0 and batch_size >= 1, got {self.epochs} and {self.batch_size}"
+                "epochs must be >= 0 and batch_size >= 1, ints below 2**31, "
+                f"got {self.epochs!r} and {self.batch_size!r}"
             )
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ArgumentError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.momentum >= 0 and self.eps > 0):
             raise ArgumentError(
                 "lr, weight_decay and momentum must be >= 0 and eps > 0, got "

@@ -86,6 +86,8 @@ def train_replicas(
     after each epoch with the number of replica-epochs it finished.
     Raises `ArgumentError` on weights, masks or data that do not fit the layers.
     """
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
+        raise ArgumentError(f"steps must be None or an int of at least 0, got {steps!r}")
     groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)
@@ -113,10 +115,13 @@ def _engine(spec: RunSpec, device: str | torch.device) -> Any:
 
 
 def _check(spec: RunSpec, number: int) -> None:
+    if not isinstance(spec, RunSpec):
+        raise ArgumentError(f"spec {number} must be a RunSpec, got {type(spec).__name__}")
+    _check_dense(spec, number)
     check_split(spec.data)
     check_seed(spec.seed)
     layers = list(spec.layers)
-    if len(layers) < 2 or min(layers) < 1:
+    if len(layers) < 2 or any(type(n) is not int or n < 1 for n in layers):
         raise ArgumentError(f"spec {number}: layers needs at least 2 positive widths, got {layers}")
     shapes: dict[str, tuple[int, ...]] = {}
     for i, (n_in, n_out) in enumerate(itertools.pairwise(layers)):
@@ -135,11 +140,51 @@ def _check(spec: RunSpec, number: int) -> None:
     for name, mask in (spec.masks or {}).items():
         if mask.dtype != torch.bool:
             raise ArgumentError(f"spec {number}: mask {name!r} must be bool, got {mask.dtype}")
+    for name, weight in (spec.weights or {}).items():
+        if weight.dtype != spec.dtype or not weight.is_floating_point():
+            raise ArgumentError(
+                f"spec {number}: weights must share a floating dtype, got {weight.dtype} of {name!r} "
+                f"beside {spec.dtype}"
+            )
     if spec.scores is not None:
         check_training(spec.scores, shapes, spec.recipe.epochs, spec.dtype, spec.masks)
         if spec.optimizer is not None:
             raise ArgumentError(f"spec {number}: optimizer goes on with weights, not with scores")
+    _check_optimizer(spec, shapes, number)
     _check_data(spec, number)
+
+
+def _check_dense(spec: RunSpec, number: int) -> None:
+    """Raises unless all that should be a tensor is a dense one that holds data."""
+    start = None if spec.scores is None else spec.scores.start
+    named = {"data": spec.data._asdict(), "weights": spec.weights, "masks": spec.masks, "start scores": start}
+    for kind, tensors in (named | {"optimizer": spec.optimizer}).items():
+        for name, tensor in (tensors or {}).items():
+            if not isinstance(tensor, Tensor):
+                got = type(tensor).__name__
+            elif tensor.layout is not torch.strided or tensor.is_meta:
+                got = f"{tensor.layout} on {tensor.device}"
+            else:
+                continue
+            raise ArgumentError(f"spec {number}: {kind} {name!r} must be a dense tensor with data, got {got}")
+
+
+def _check_optimizer(spec: RunSpec, shapes: Mapping[str, tuple[int, ...]], number: int) -> None:
+    """Raises unless `optimizer` is what a training of these layers left."""
+    from lotterykit.training.batched import flat_size  # which imports this module
+
+    state, size = spec.optimizer or {}, flat_size(shapes.values())
+    for name, tensor in state.items():
+        if name == "step":
+            continue
+        if tuple(tensor.shape) != (size,) or not tensor.is_floating_point():
+            raise ArgumentError(
+                f"spec {number}: optimizer {name!r} must be floating [{size}] for layers "
+                f"{list(spec.layers)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+    step = state.get("step", torch.zeros(()))
+    if step.numel() != 1 or not 0 <= float(step) < 2**53:
+        raise ArgumentError(f"spec {number}: optimizer 'step' must be a number of at least 0, got {step}")
 
 
 def _check_data(spec: RunSpec, number: int) -> None:
