@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class CSR:
             self._transpose(rows)
         self._tensors: list[Tensor] = [getattr(self, name) for name in TENSORS]
         self._versions = [t._version for t in self._tensors]
-        _known[self.row_offsets] = _Known(weakref.ref(self), [TensorWeakRef(t) for t in self._tensors])
+        _known[self.row_offsets] = _Known(weakref.ref(self))
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> CSR:
@@ -152,11 +153,11 @@ class CSR:
 
 
 class _Known(NamedTuple):
-    """A CSR that was checked, and the tensors that stand for it: its own, or others that hold the same."""
+    """A CSR, and the tensors that stand for it with their versions: its own, or others that hold the same."""
 
     csr: Callable[[], CSR | None]
-    tensors: list[TensorWeakRef]
-    versions: list[int] | None = None  # None: the CSR's own tensors, which it watches itself
+    tensors: list[TensorWeakRef] | None = None  # None: its own
+    versions: list[int] | None = None
 
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # row_offsets -> _Known
@@ -174,12 +175,16 @@ def csr_of(op: str, structure: Sequence[Tensor]) -> CSR:
         )
     known = _known.get(structure[0])
     csr = None if known is None else known.csr()
-    if csr is not None and all(ref() is t for ref, t in zip(known.tensors, structure, strict=True)):
-        if known.versions is None:
+    if csr is not None and known.tensors is None:
+        if all(map(operator.is_, csr._tensors, structure)):
             csr.check_unchanged()
             return csr
-        if known.versions == [t._version for t in structure]:
-            return csr
+    elif (
+        csr is not None
+        and all(ref() is t for ref, t in zip(known.tensors, structure, strict=True))
+        and known.versions == [t._version for t in structure]
+    ):
+        return csr
     csr = _checked_structure(op, structure)
     if not any(t.is_inference() for t in structure):  # those have no version to watch
         versions = [t._version for t in structure]

@@ -29,7 +29,7 @@ from lotterykit.ops.operands import (
     call_of_tensors,
     check_activation,
     check_csr,
-    check_tensors,
+    raised,
     sizes,
     transformed,
 )
@@ -69,10 +69,8 @@ def sparse_conv2d(
     tensor([[[15.]]])
     """
     check_csr(OP, csr)
-    check_tensors(OP, x=x, values=values)
     if torch.is_autocast_enabled(csr.device.type):
-        x = x.to(values.dtype)
-        bias = bias if bias is None else bias.to(values.dtype)
+        x, bias = raised(OP, x, values, bias)
     geometry = geometry_of(OP, kernel_size, stride, padding, dilation, groups)
     check_convolution(OP, x, values, csr, bias, geometry)
     check_activation(OP, activation)

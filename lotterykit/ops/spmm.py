@@ -22,10 +22,10 @@ from lotterykit.ops.operands import (
     check_activation,
     check_csr,
     check_operand,
-    check_tensors,
     flat,
     native,
     native_structure,
+    raised,
     ready,
     sizes,
     transformed,
@@ -48,10 +48,8 @@ def spmm(
     tensor([[ 3., 14.]])
     """
     check_csr("spmm", csr)
-    check_tensors("spmm", x=x, values=values)
     if torch.is_autocast_enabled(csr.device.type):
-        x = x.to(values.dtype)
-        bias = bias if bias is None else bias.to(values.dtype)
+        x, bias = raised("spmm", x, values, bias)
     _check(x, values, csr, bias)
     check_activation("spmm", activation)
     relu = activation == "relu"
@@ -298,6 +296,8 @@ def _places(structure: list[Tensor], transposed: bool) -> tuple[Tensor, Tensor, 
 def _check(x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, transposed: bool = False) -> None:
     n_out, n_in = csr.shape[::-1] if transposed else csr.shape
     check_operand("spmm", "x", x, n_in, csr)
+    if values is None:  # which bias may be
+        raise ArgumentError("spmm: values must be a tensor, got NoneType")
     for name, tensor, size in (("values", values, csr.nnz), ("bias", bias, n_out)):
         if tensor is None:
             continue
