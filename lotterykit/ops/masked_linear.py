@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
+from lotterykit.ops.autocast import autocast
 from lotterykit.ops.formats import bit_mask, known_density
 
 
@@ -43,7 +44,7 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     since torch's custom ops do not support them all. Raises `ArgumentError` on shapes, dtypes or devices
     that do not fit.
     """
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = autocast(x, weight, bias)
     _check(x, weight, mask, bias)
     if torch._C._are_functorch_transforms_active():
         return _transformed(x, weight, mask, bias)
@@ -220,19 +221,6 @@ for _op, _backward in (
     (masked_linear_dw_op, _dw_backward),
 ):
     _op.register_autograd(_backward, setup_context=_save_first_three)
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-
-    def lower(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return lower(x), lower(weight), bias if bias is None else lower(bias)
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
