@@ -35,6 +35,7 @@ _NAMES = {
     "train": "lotterykit.training.single:train",
     "train_replicas": "lotterykit.training.replicas:train_replicas",
     "Sweep": "lotterykit.experiments.sweep:Sweep",
+    "Ticket": "lotterykit.experiments.ticket:Ticket",
     "backends": "lotterykit.ops.dispatch:backends",
     "explain": "lotterykit.ops.dispatch:explain",
     "use_backend": "lotterykit.ops.dispatch:use_backend",
