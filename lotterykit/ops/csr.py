@@ -63,6 +63,12 @@ class CSR:
             self._transpose(rows)
         self._tensors: list[Tensor] = [getattr(self, name) for name in TENSORS]
         self._versions = [t._version for t in self._tensors]
+        self._density = self.nnz / (self.shape[0] * self.shape[1]) if 0 not in self.shape else 1.0
+        # Aliases: what `native` points to stays, even where somebody gives a tensor other data.
+        self._aliases = [t.detach() for t in self._tensors]
+        self.native = native_form(self._aliases, False), native_form(self._aliases, True)
+        self.native_order = self._aliases[6].data_ptr()
+        self.serving: dict[object, Callable[..., Any]] = {}  # see operands.implementation
         _known[self.row_offsets] = _Known(weakref.ref(self))
 
     @classmethod
@@ -88,8 +94,7 @@ class CSR:
     @property
     def density(self) -> float:
         """Kept / total; 1 for an empty mask."""
-        total = self.shape[0] * self.shape[1]
-        return self.nnz / total if total else 1.0
+        return self._density
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +155,27 @@ class CSR:
         self.row_segments = _segments(rows, columns, self.row_offsets, n_out, n_in)
         turned = columns[self.permutation.long()], self.rows.long()
         self.column_segments = _segments(*turned, self.column_offsets, n_in, n_out)
+
+
+class NativeForm(NamedTuple):
+    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cpu.cpp takes them."""
+
+    columns: int
+    segments: int
+    blocks: int
+    stride: int
+    rows: int
+    cols: int
+
+
+def native_form(structure: Sequence[Tensor], transposed: bool) -> NativeForm:
+    """The native form of a structure, or of its transpose."""
+    n_out, n_in = structure[0].numel() - 1, structure[3].numel() - 1
+    columns, segments = structure[4:6] if transposed else structure[1:3]
+    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
+    blocked = segments.dim() == 2
+    blocks, stride = (segments.shape[0] - 1, rows) if blocked else (1, 1)
+    return NativeForm(columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols)
 
 
 class _Known(NamedTuple):
