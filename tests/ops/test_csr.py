@@ -36,18 +36,33 @@ def test_a_mask_comes_back_and_the_transpose_agrees(shape, density):
     assert torch.equal(csr.scatter(values), torch.where(mask, weight, 0.0))
 
 
-@pytest.mark.parametrize("in_features", [191, 192, 193, 288, 1000])
-def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features):
-    csr = CSR.from_mask(torch.rand(37, in_features) < 0.3)
-    assert (csr.row_segments.dim() == 2) == (in_features >= 2 * module.BLOCK_WIDTH)
+@pytest.mark.parametrize("density", [0.01, 0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("in_features", [1, 191, 192, 193, 288, 777, 1000])
+def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features, density):
+    csr = CSR.from_mask(torch.rand(37, in_features) < density)
+    width = module.block_width(in_features, csr.density)
+    assert (csr.row_segments.dim() == 2) == (width < in_features)
     if csr.row_segments.dim() == 1:
         return
     assert torch.equal(csr.row_segments[0], csr.row_offsets[:-1])
     assert torch.equal(csr.row_segments[-1], csr.row_offsets[1:])
     for block, (first, last) in enumerate(zip(csr.row_segments[:-1], csr.row_segments[1:], strict=True)):
         for row in range(37):
-            inside = csr.columns[first[row] : last[row]] // module.BLOCK_WIDTH
+            inside = csr.columns[first[row] : last[row]] // width
             assert bool((inside == block).all())
+
+
+def test_blocks_are_alike_and_wider_for_thinner_rows():
+    assert module.block_width(1024, 0.019) == 1024
+    assert module.block_width(1024, 0.05) == 342
+    assert module.block_width(1024, 0.1) == 205
+    assert module.block_width(1024, 1.0) == 94
+    assert module.block_width(0, 1.0) == 0
+    for n_columns in (1, 95, 96, 191, 192, 300, 784, 1000, 4096):
+        for density in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+            width = module.block_width(n_columns, density)
+            blocks = -(-n_columns // width)
+            assert blocks * width - n_columns < blocks  # no sliver at the end
 
 
 MALFORMED = [
