@@ -15,8 +15,8 @@ from lotterykit.errors import ArgumentError
 
 MOST = 2**31 - 1  # indices and offsets are int32: half the traffic of int64
 # 96 columns of a tile of 64 examples take 24 KiB, most of a first cache. To read and write a row's sums again
-# for each block pays where the row has BLOCK_PLACES in it: thinner rows get wider blocks, up to WIDEST of these,
-# from where on the second cache serves as well. Measured over widths 96 to 384 and densities .05 and .1.
+# for each block pays where the row has BLOCK_PLACES in it: thinner rows get blocks of up to WIDEST times the
+# width, where the second cache serves as well. Measured over widths 96 to 384 and densities .05 and .1.
 BLOCK_WIDTH, WIDEST = 96, 4
 BLOCK_PLACES = 19
 BLOCK_DENSITY = 0.02  # below it, one block
