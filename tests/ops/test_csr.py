@@ -13,6 +13,7 @@ from lotterykit.errors import ArgumentError
 from lotterykit.ops import csr as module
 from lotterykit.ops import spmm
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.dispatch import missing, use_backend
 
 OFFSETS, COLUMNS = torch.tensor([0, 2, 2, 3]), torch.tensor([0, 3, 1])
 
@@ -120,6 +121,15 @@ def test_a_structure_is_a_copy_and_refuses_to_be_written_to():
     csr.rows[0] = 1 << 30
     with pytest.raises(ArgumentError, match="changed in place"):
         spmm(torch.ones(1, 4), torch.ones(3), csr)
+
+
+@pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
+def test_native_code_reads_what_was_checked_even_where_a_tensor_got_other_data():
+    csr = CSR(OFFSETS, COLUMNS, (3, 4))
+    csr.columns.data = torch.full((3,), 1 << 30, dtype=torch.int32)  # which no version tells
+    with use_backend("cpu"):
+        y = spmm(torch.ones(1, 4), torch.ones(3), csr)
+    assert torch.equal(y, torch.tensor([[2.0, 0.0, 1.0]]))
 
 
 def test_copies_and_pickles_work_and_inference_mode_makes_usable_structures():
