@@ -12,14 +12,9 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lotterykit.errors import ArgumentError
+from lotterykit.ops.native_form import native_form, segments
 
 MOST = 2**31 - 1  # indices and offsets are int32: half the traffic of int64
-# 96 columns of a tile of 64 examples take 24 KiB, most of a first cache. To read and write a row's sums again
-# for each block pays where the row has BLOCK_PLACES in it: thinner rows get blocks of up to WIDEST times the
-# width, where the second cache serves as well. Measured over widths 96 to 384 and densities .05 and .1.
-BLOCK_WIDTH, WIDEST = 96, 4
-BLOCK_PLACES = 19
-BLOCK_DENSITY = 0.02  # below it, one block
 TENSORS = (
     "row_offsets",
     "columns",
@@ -154,30 +149,9 @@ class CSR:
         self.rows = rows[self.permutation.long()].int()
         self.column_offsets = torch.zeros(n_in + 1, dtype=torch.int32, device=self.device)
         self.column_offsets[1:] = torch.bincount(columns, minlength=n_in).cumsum(0)
-        self.row_segments = _segments(rows, columns, self.row_offsets, n_out, n_in)
+        self.row_segments = segments(rows, columns, self.row_offsets, n_out, n_in)
         turned = columns[self.permutation.long()], self.rows.long()
-        self.column_segments = _segments(*turned, self.column_offsets, n_in, n_out)
-
-
-class NativeForm(NamedTuple):
-    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cpu.cpp takes them."""
-
-    columns: int
-    segments: int
-    blocks: int
-    stride: int
-    rows: int
-    cols: int
-
-
-def native_form(structure: Sequence[Tensor], transposed: bool) -> NativeForm:
-    """The native form of a structure, or of its transpose."""
-    n_out, n_in = structure[0].numel() - 1, structure[3].numel() - 1
-    columns, segments = structure[4:6] if transposed else structure[1:3]
-    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
-    blocked = segments.dim() == 2
-    blocks, stride = (segments.shape[0] - 1, rows) if blocked else (1, 1)
-    return NativeForm(columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols)
+        self.column_segments = segments(*turned, self.column_offsets, n_in, n_out)
 
 
 class _Known(NamedTuple):
@@ -239,27 +213,6 @@ def _checked_structure(op: str, structure: Sequence[Tensor]) -> CSR:
                 f"got {int(got.flatten()[at])}"
             )
     return csr
-
-
-def block_width(n_columns: int, density: float) -> int:
-    """Columns in a block of a matrix with so many columns; the last block may be narrower."""
-    if density < BLOCK_DENSITY:
-        return n_columns
-    width = BLOCK_WIDTH * min(WIDEST, max(1, round(BLOCK_PLACES / density / BLOCK_WIDTH)))
-    return -(-n_columns // max(1, round(n_columns / width)))
-
-
-def _segments(rows: Tensor, columns: Tensor, offsets: Tensor, n_rows: int, n_columns: int) -> Tensor:
-    """Where each column block begins in each row: int32 `[blocks + 1, rows]`, or the offsets as one block."""
-    if n_rows == 0 or n_columns == 0:
-        return offsets
-    width = block_width(n_columns, rows.numel() / (n_rows * n_columns))
-    if width == n_columns:
-        return offsets
-    blocks = -(-n_columns // width)
-    bounds = (torch.arange(blocks + 1, device=rows.device) * width).clamp(max=n_columns)
-    starts = torch.arange(n_rows, device=rows.device) * n_columns
-    return torch.searchsorted(rows * n_columns + columns, bounds[:, None] + starts).int()
 
 
 def _rows_of(offsets: Tensor, nnz: int) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
-from lotterykit.ops.csr import CSR, NativeForm, native_form
+from lotterykit.ops.csr import CSR
+from lotterykit.ops.native_form import NativeForm, native_form
 
 CHUNK = 1 << 22  # products that a reference holds at once
 HALF = (torch.float16, torch.bfloat16)
@@ -96,6 +97,7 @@ def sizes(structure: list[Tensor]) -> tuple[int, int]:
 
 
 def tensors_of(structure: CSR | list[Tensor]) -> list[Tensor]:
+    """A structure as custom ops take it."""
     return structure.tensors if isinstance(structure, CSR) else structure
 
 

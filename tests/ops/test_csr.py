@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lotterykit.errors import ArgumentError
-from lotterykit.ops import csr as module
+from lotterykit.ops import native_form as module
 from lotterykit.ops import spmm
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import missing, use_backend
