@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.native_form import NativeForm, native_form
 
 CHUNK = 1 << 22  # products that a reference holds at once
 HALF = (torch.float16, torch.bfloat16)
@@ -94,14 +96,33 @@ def sizes(structure: list[Tensor]) -> tuple[int, int]:
     return structure[0].numel() - 1, structure[3].numel() - 1
 
 
-def native_structure(structure: list[Tensor], transposed: bool = False) -> tuple[int, ...]:
-    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cpu.cpp takes them."""
-    n_out, n_in = sizes(structure)
-    columns, segments = structure[4:6] if transposed else structure[1:3]
-    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
-    blocked = segments.dim() == 2
-    blocks, stride = (segments.shape[0] - 1, rows) if blocked else (1, 1)
-    return columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols
+def tensors_of(structure: CSR | list[Tensor]) -> list[Tensor]:
+    """A structure as custom ops take it."""
+    return structure.tensors if isinstance(structure, CSR) else structure
+
+
+def native_structure(structure: CSR | list[Tensor], transposed: bool = False) -> NativeForm:
+    """What native code takes of a structure, or of its transpose."""
+    if isinstance(structure, CSR):
+        return structure.native[transposed]
+    return native_form(structure, transposed)
+
+
+def native_order(structure: CSR | list[Tensor]) -> int:
+    """The address of the permutation that brings values into the order of the transpose."""
+    return structure.native_order if isinstance(structure, CSR) else structure[6].data_ptr()
+
+
+def implementation(op: str, x: Tensor, csr: CSR) -> Callable[..., Any]:
+    """The function that dispatch chooses for `op` on x and `csr`, which remembers it: choosing takes as long
+    as a small product, and on the CPU nothing but a force changes it."""
+    key = op, x.dtype, dispatch.forced_backend(op)
+    if (found := csr.serving.get(key)) is None:
+        route = dispatch.select(dispatch.Call(op, x.device.type, x.dtype, csr.density))
+        found = dispatch.load(route)
+        if x.device.type == "cpu":
+            csr.serving[key] = found
+    return found
 
 
 def call_of_tensors(op: str, x: Tensor, structure: list[Tensor]) -> dispatch.Call:
