@@ -22,7 +22,7 @@ from lotterykit.pruning.chain import chain_of, offset
 from lotterykit.pruning.flow import without_bias
 
 Plan = Sequence[Sequence[tuple[list[str], int, int]]]  # rounds of groups: (names, kept, seed of ties)
-NARROW = 5  # rows of positions shorter than this are cheaper to copy than to read with their padding
+FEW = 4  # fewer positions than this are cheaper to copy for every entry of the kernel
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
@@ -133,12 +133,12 @@ def _convolution(products: FlowProducts, number: int, layer: Any, bias: Tensor |
     high, wide = ([1] if flat else []) + positions
     if kernel == (1, 1) and stride == (1, 1):
         y = products.product(number, x.reshape(x.shape[1], -1))
-    elif stride == (1, 1) and wide >= NARROW:
-        window = _window(image, layer.groups, kernel, dilation, high)
-        spare = window.offsets.new_zeros(kernel[1] * dilation[1] + 4, dtype=torch.float64)
-        y = products.product(number, torch.cat([image.reshape(-1), spare]), window)
-        # every row of positions is as long as the image's: what is past its end means nothing
-        y = y[:, : high * image.shape[3]].unflatten(1, (high, -1))[:, :, :wide]
+    elif stride[0] == 1 and high * wide >= FEW:
+        window = _window(image, layer.groups, kernel, dilation, high, wide)
+        copies = F.unfold(image, (1, kernel[1]), (1, dilation[1]), 0, (1, stride[1])).reshape(-1)
+        if spare := window.lanes - high * wide:
+            copies = F.pad(copies, (0, spare))
+        y = products.product(number, copies, window)[:, : high * wide]
     else:
         y = products.product(number, F.unfold(image, kernel, dilation, 0, stride)[0])
     y = y.reshape(1, -1, *positions)
@@ -146,12 +146,15 @@ def _convolution(products: FlowProducts, number: int, layer: Any, bias: Tensor |
 
 
 def _window(
-    image: Tensor, groups: int, kernel: tuple[int, ...], dilation: tuple[int, ...], high: int
+    image: Tensor, groups: int, kernel: tuple[int, ...], dilation: tuple[int, ...], high: int, wide: int
 ) -> Window:
-    """Reads a padded image `[1, C, H, W]` at stride 1: one lane for each position, in rows of length W."""
-    channels, height, width = image.shape[1] // groups, image.shape[2], image.shape[3]
-    steps = [torch.arange(k) * d for k, d in zip(kernel, dilation, strict=True)]
-    planes = torch.arange(channels) * (height * width)
-    offsets = planes[:, None, None] + steps[0][:, None] * width + steps[1]
-    lanes = -(-high * width // 4) * 4
-    return Window(offsets.flatten().int(), channels * height * width, lanes)
+    """Reads `[C, kernel width, H, wide]`: a padded image, copied once for each column of the kernel.
+
+    So every row of positions starts where a row of the copy does: vectors seldom cross cache lines."""
+    channels, height = image.shape[1] // groups, image.shape[2]
+    rows, columns = (torch.arange(k) for k in kernel)
+    plane = height * wide
+    planes = torch.arange(channels) * (kernel[1] * plane)
+    offsets = planes[:, None, None] + rows[:, None] * (dilation[0] * wide) + columns * plane
+    lanes = -(-high * wide // 4) * 4
+    return Window(offsets.flatten().int(), channels * kernel[1] * plane, lanes)
