@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -50,7 +51,8 @@ Isa isa_of(const std::string& wanted) {
 std::tuple<std::string, int64_t, int64_t, int64_t, double, int64_t> bound_topk_mask(
     const std::vector<uintptr_t>& scores, const std::vector<uintptr_t>& within,
     const std::vector<uintptr_t>& masks, const std::vector<int64_t>& lengths, bool is_double, int64_t k,
-    uint64_t seed, int threads, const std::string& isa) {
+    uint64_t seed, int threads, const std::string& isa,
+    const std::optional<std::tuple<double, double, uint32_t, uint32_t>>& guess) {
   if (masks.size() != scores.size() || lengths.size() != scores.size() ||
       (!within.empty() && within.size() != scores.size()))
     throw std::invalid_argument("topk_mask: scores, within, masks and lengths differ in number");
@@ -64,12 +66,15 @@ std::tuple<std::string, int64_t, int64_t, int64_t, double, int64_t> bound_topk_m
                        reinterpret_cast<uint8_t*>(masks[i]), lengths[i]});
   }
   if (k < 0) throw std::invalid_argument("topk_mask: k is negative");
+  Guess expected{};
+  if (guess) expected = {std::get<0>(*guess), std::get<1>(*guess), std::get<2>(*guess), std::get<3>(*guess)};
+  if (!(expected.low <= expected.high)) throw std::invalid_argument("topk_mask: a guess that is no interval");
   const Isa level = isa_of(isa);
   Outcome outcome;
   {
     py::gil_scoped_release release;
     outcome = topk_mask(tensors.data(), int64_t(tensors.size()), is_double ? Dtype::f64 : Dtype::f32, k, seed,
-                        threads, level, poll_signals, nullptr);
+                        guess ? &expected : nullptr, threads, level, poll_signals, nullptr);
   }
   if (outcome.status == Status::interrupted) throw py::error_already_set();
   const char* names[] = {"ok", "nan", "too_few", "interrupted"};
@@ -486,7 +491,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels of lotterykit; use lotterykit.ops, which validates.";
   m.def("isa_levels", &isa_levels, "Instruction sets that this processor has, in rising order.");
   m.def("topk_mask", &bound_topk_mask, py::arg("scores"), py::arg("within"), py::arg("masks"), py::arg("lengths"),
-        py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best");
+        py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best",
+        py::arg("guess") = py::none());
   def_sparse_products<float>(m, "float32");
   def_sparse_products<double>(m, "float64");
   def_replicas<float>(m, "float32");
