@@ -28,6 +28,7 @@ _NAMES = {
     "targets": "lotterykit.planting.targets:",
     "bound": "lotterykit.planting.bound:",
     "Recipe": "lotterykit.training.recipe:Recipe",
+    "recipe": "lotterykit.experiments.recipes:paper_recipe",
     "RunResult": "lotterykit.training.replicas:RunResult",
     "RunSpec": "lotterykit.training.replicas:RunSpec",
     "ScoreTraining": "lotterykit.training.scored:ScoreTraining",
