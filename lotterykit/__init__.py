@@ -16,6 +16,8 @@ _NAMES = {
     "Masks": "lotterykit.mask:Masks",
     "MaskedConv2d": "lotterykit.nn.masked:MaskedConv2d",
     "MaskedLinear": "lotterykit.nn.masked:MaskedLinear",
+    "load_checkpoint_": "lotterykit.nn.checkpoints:load_checkpoint_",
+    "read_masks": "lotterykit.nn.checkpoints:read_masks",
     "convert_": "lotterykit.nn.convert:convert_",
     "revert_": "lotterykit.nn.convert:revert_",
     "Pruner": "lotterykit.pruning.prune:Pruner",

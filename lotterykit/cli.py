@@ -225,7 +225,7 @@ def list_names(what: str) -> int:
     what
         methods, tasks, figures, networks or recipes.
     """
-    from lotterykit.experiments import paper, recipes, spec
+    from lotterykit.experiments import listing, paper, spec
 
     lists = {
         "methods": lambda: [
@@ -236,8 +236,8 @@ def list_names(what: str) -> int:
         ],
         "tasks": lambda: list(spec.TASK_NAMES),
         "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
-        "networks": recipes.network_lines,
-        "recipes": recipes.recipe_lines,
+        "networks": listing.network_lines,
+        "recipes": listing.recipe_lines,
     }
     if what not in lists:
         raise unknown_name("list", what, lists)
