@@ -222,6 +222,7 @@ _FINETUNE = replace(
     schedule="step",
     milestones=(80, 120),
 )
+_FINETUNE_TINY = replace(_FINETUNE, task="tiny-imagenet", epochs=200, milestones=(100, 150))
 # The paper searches a grid of learning rates; .1 is the largest common one. It says nothing of momentum,
 # validation and augmentation.
 _SANITY = PaperRecipe(
@@ -241,8 +242,6 @@ _SANITY = PaperRecipe(
     reinits=1,
 )
 _IMAGENET = replace(_SANITY, task="imagenet", epochs=90, schedule="cosine", milestones=())
-_LONG = {"epochs": 300, "milestones": (150, 250)}
-_TINY = {"task": "tiny-imagenet", "epochs": 200, "milestones": (100, 150)}
 
 RECIPES: dict[str, PaperRecipe] = {
     "p4/lenet": _LENET,
@@ -263,7 +262,7 @@ RECIPES: dict[str, PaperRecipe] = {
     ),
     "p2/mobilenet-v2": replace(_SEARCH, source="Rare Gems, Fig. 5", network="mobilenet-v2", epochs=300),
     "p2/mobilenet-v2-finetune": replace(
-        _FINETUNE, source="Rare Gems, Fig. 5", network="mobilenet-v2", **_LONG
+        _FINETUNE, source="Rare Gems, Fig. 5", network="mobilenet-v2", epochs=300, milestones=(150, 250)
     ),
     "p2/vgg-16": replace(_SEARCH, network="vgg-16-bn"),
     "p2/vgg-16-finetune": replace(_FINETUNE, network="vgg-16-bn"),
@@ -272,9 +271,9 @@ RECIPES: dict[str, PaperRecipe] = {
     "p2/resnet-32": replace(_SEARCH, network="resnet-32-padded", task="cifar-100"),
     "p2/resnet-32-finetune": replace(_FINETUNE, network="resnet-32-padded", task="cifar-100"),
     "p2/resnet-18": replace(_SEARCH, network="resnet-18", task="tiny-imagenet", epochs=200),
-    "p2/resnet-18-finetune": replace(_FINETUNE, network="resnet-18", **_TINY),
+    "p2/resnet-18-finetune": replace(_FINETUNE_TINY, network="resnet-18"),
     "p2/resnet-50": replace(_SEARCH, network="resnet-50", task="tiny-imagenet", epochs=200),
-    "p2/resnet-50-finetune": replace(_FINETUNE, network="resnet-50", **_TINY),
+    "p2/resnet-50-finetune": replace(_FINETUNE_TINY, network="resnet-50"),
     "p3/resnet-20": _SANITY,
     "p3/resnet-20-cifar-100": replace(_SANITY, task="cifar-100"),
     "p3/resnet-32": replace(_SANITY, network="resnet-32-wide"),

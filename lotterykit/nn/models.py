@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def outline(
 
 def weight_counts(model: nn.Module) -> tuple[int, int]:
     """The numbers of parameters (biases and batch-norm's included), and of prunable weights."""
-    prunable = sum(layer.weight.numel() for _, layer in prunable_layers(model))  # type: ignore[operator, union-attr]
+    prunable = sum(cast(Tensor, layer.weight).numel() for _, layer in prunable_layers(model))
     return sum(p.numel() for p in model.parameters()), prunable
 
 

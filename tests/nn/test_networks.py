@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision_network
 from torch import nn
 
 import lotterykit as lk
@@ -190,6 +191,25 @@ def test_converted_networks_keep_what_they_compute() -> None:
             want = model(x)
             for format in ("masked", "sparse"):
                 torch.testing.assert_close(convert_(model, masks=masks, format=format)(x), want)
+
+
+def test_a_torchvision_network_is_converted_and_its_checkpoints_load() -> None:
+    torch.manual_seed(0)
+    theirs, x = torchvision_network.ResNet(num_classes=5).eval(), torch.randn(2, 3, 72, 72)
+    ours = network("resnet-18", input=(3, 72, 72), classes=5).eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert lk.recipe("p4/resnet-18").prune_fractions(theirs)["layer2.0.downsample.0.weight"] == 0.0
+    masks = lk.prune_(theirs, "magnitude", density=0.1)
+    assert len(masks) == 21
+    want = theirs(x)
+    assert not torch.allclose(want, ours(x))
+    masks.apply_(ours)
+    torch.testing.assert_close(ours(x), want)
+    torch.testing.assert_close(convert_(theirs, format="sparse")(x), want)
+    theirs.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in theirs.parameters())
 
 
 def test_the_public_name() -> None:
