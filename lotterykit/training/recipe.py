@@ -16,6 +16,7 @@ from lotterykit.errors import ArgumentError, unknown_name
 LOSSES = ("cross_entropy", "mse")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
+UNITS = ("epochs", "steps")
 MOST = 2**31 - 1  # of epochs, and of examples in a batch
 
 
@@ -52,8 +53,10 @@ class Recipe:
 
     Optimizers follow `torch.optim` to the letter (Adam with L2 `weight_decay` in the gradient; SGD with
     `momentum`, no dampening). Schedules: "constant"; "cosine" to 0 over all steps, a value a step;
-    "step" times `gamma` at the start of each epoch in `milestones`. The network is evaluated after every
-    `evaluate_every` steps and after the last; None: after each epoch.
+    "step" times `gamma` at the start of each epoch in `milestones`, or at each step in them where
+    `milestone_unit` is "steps". The first `warmup` steps of any schedule are scaled linearly from 0, as in
+    The Lottery Ticket Hypothesis, sec. 4. The network is evaluated after every `evaluate_every` steps and
+    after the last; None: after each epoch.
     """
 
     loss: str
@@ -69,12 +72,15 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     evaluate_every: int | None = None
+    milestone_unit: str = "epochs"
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         for kind, value, valid in (
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
+            ("milestone_unit", self.milestone_unit, UNITS),
         ):
             if value not in valid:
                 raise unknown_name(kind, value, valid)
@@ -88,6 +94,8 @@ class Recipe:
         every = self.evaluate_every
         if every is not None and (type(every) is not int or not 1 <= every <= MOST):
             raise ArgumentError(f"evaluate_every must be None or an int of at least 1, got {every!r}")
+        if type(self.warmup) is not int or not 0 <= self.warmup <= MOST:
+            raise ArgumentError(f"warmup must be an int of at least 0, in steps, got {self.warmup!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.momentum >= 0 and self.eps > 0):
@@ -98,12 +106,13 @@ class Recipe:
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step `step`, counted from 0 over the whole training."""
+        rate = self.lr
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
-        if self.schedule == "step":
-            epoch = step // steps_per_epoch
-            return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
-        return self.lr
+            rate *= (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
+        elif self.schedule == "step":
+            passed = step if self.milestone_unit == "steps" else step // steps_per_epoch
+            rate *= self.gamma ** sum(passed >= milestone for milestone in self.milestones)
+        return rate * step / self.warmup if step < self.warmup else rate
 
     def stretches(self, per_epoch: int, limit: int) -> Iterator[Stretch]:
         """The first `limit` steps, cut at the ends of epochs of `per_epoch` steps and at evaluations."""
