@@ -26,7 +26,7 @@ def kinds(model: nn.Module) -> dict[str, int]:
 
 # The Lottery Ticket Hypothesis, Fig. 2, "All/Conv Weights": 266K, 4.3M / 38K, 2.4M / 260K, 1.7M / 1.1M.
 # The 1.7M is wrong: after three poolings of 32 x 32 pixels the first of its "256, 256, 10" has 256 * 4 * 4
-# inputs, which makes 2.3M (the conv weights agree, and Zhou et al. 2019 count 2.3M).
+# inputs, which makes 2.3M (the conv weights agree).
 @pytest.mark.parametrize(
     ("name", "conv", "linear"),
     [
