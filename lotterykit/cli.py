@@ -218,14 +218,14 @@ def reproduce(
 
 @app.command(name="list")
 def list_names(what: str) -> int:
-    """List the methods, tasks or figures.
+    """List the methods, tasks, figures or data sets.
 
     Parameters
     ----------
     what
-        methods, tasks or figures.
+        methods, tasks, figures or data.
     """
-    from lotterykit.experiments import paper, spec
+    from lotterykit.experiments import datasets, paper, spec
 
     lists = {
         "methods": lambda: [
@@ -236,6 +236,7 @@ def list_names(what: str) -> int:
         ],
         "tasks": lambda: list(spec.TASK_NAMES),
         "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
+        "data": datasets.listing,
     }
     if what not in lists:
         raise unknown_name("list", what, lists)

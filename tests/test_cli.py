@@ -314,7 +314,12 @@ def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):
 
 
 def test_lists_name_everything(capsys):
-    for what, names in (("methods", "synflow"), ("tasks", "helix"), ("figures", "Varying noise")):
+    for what, names in (
+        ("methods", "synflow"),
+        ("tasks", "helix"),
+        ("figures", "Varying noise"),
+        ("data", "fashion-mnist"),
+    ):
         assert invoke(["list", what]) == 0
         assert names in capsys.readouterr().out
 
