@@ -130,7 +130,7 @@ def load(
         classes=data_set.classes,
         mean=mean,
         std=std,
-        black=torch.zeros(len(mean), dtype=torch.uint8) if pixels == "raw" else (-shift / scale).float(),
+        black=((0.0 - shift) / scale).to(torch.uint8 if pixels == "raw" else torch.float32),
         folder=folder,
     )
 
