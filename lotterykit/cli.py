@@ -218,14 +218,14 @@ def reproduce(
 
 @app.command(name="list")
 def list_names(what: str) -> int:
-    """List the methods, tasks, figures, networks or recipes.
+    """List the methods, tasks, figures, networks, recipes or data sets.
 
     Parameters
     ----------
     what
-        methods, tasks, figures, networks or recipes.
+        methods, tasks, figures, networks, recipes or data.
     """
-    from lotterykit.experiments import listing, paper, spec
+    from lotterykit.experiments import datasets, listing, paper, spec
 
     lists = {
         "methods": lambda: [
@@ -238,6 +238,7 @@ def list_names(what: str) -> int:
         "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
         "networks": listing.network_lines,
         "recipes": listing.recipe_lines,
+        "data": datasets.listing,
     }
     if what not in lists:
         raise unknown_name("list", what, lists)

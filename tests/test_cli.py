@@ -320,6 +320,7 @@ def test_lists_name_everything(capsys):
         ("figures", "Varying noise"),
         ("networks", "266,610 parameters     266,200 prunable  1x28x28"),
         ("recipes", "adam 0.0012, 50000 iterations, batch 60"),
+        ("data", "fashion-mnist"),
     ):
         assert invoke(["list", what]) == 0
         assert names in capsys.readouterr().out
