@@ -91,8 +91,8 @@ def installed(module: ModuleType) -> Iterator[None]:
         mock.patch.dict(sys.modules, {"lotterykit._cuda": module}),
         mock.patch.object(routes, "ROUTES", rows),
         mock.patch.object(dispatch, "missing", lambda name: None if name == "cuda" else missing(name)),
-        mock.patch.object(operands, "current_queue", lambda device: (0, 0)),
-        mock.patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
+        mock.patch.object(operands, "current_queue", return_value=(0, 0)),
+        mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
     ):
         yield
 
