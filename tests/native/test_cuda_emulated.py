@@ -11,8 +11,20 @@ import pytest
 import sanitize
 import torch
 
+from sparse_cases import (
+    cases,
+    product_within_bound,
+    sampled_within_bound,
+    transposed_within_bound,
+    within_bound,
+)
+
 from lotterykit.errors import ArgumentError
+from lotterykit.ops import sddmm, spmm
+from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import use_backend
+from lotterykit.ops.sddmm import sddmm_cuda
+from lotterykit.ops.spmm import spmm_cuda
 from lotterykit.ops.topk_mask import topk_mask
 
 pytest.importorskip("setuptools")
@@ -105,3 +117,41 @@ def test_topk_mask_refuses_nan_and_too_many(cuda):
         topk_mask(scores, k=3)
     with pytest.raises(ArgumentError, match="only 0 compete"):
         topk_mask(scores, k=3, within=[torch.zeros(s.shape, dtype=torch.bool) for s in scores])
+
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+WAYS = ["auto", "slabs", "gather"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_sparse_products_keep_the_bound(cuda, dtype, way):
+    seed = random.randrange(2**31)
+    for number, case in enumerate(cases(26, seed, dtype)):
+        where = f"seed {seed}, case {number}"
+        structure = case.csr.tensors
+        y = spmm_cuda(case.x, case.values, structure, case.bias, case.relu, way=way)
+        assert product_within_bound(case, y), where
+        dx = spmm_cuda(case.g, case.values, structure, None, False, True, way=way)
+        assert transposed_within_bound(case, dx), where
+        assert sampled_within_bound(case, sddmm_cuda(case.g, case.x, structure, way=way)), where
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_many_slabs_row_sets_and_tiles(cuda, dtype, way):
+    """Three slabs of columns, two blocks of rows, tiles in several parts of the batch."""
+    csr = CSR.from_mask(torch.rand(1100, 1700) < torch.rand(1100, 1) * 0.01)
+    x, g = torch.randn(140, 1700).to(dtype), torch.randn(140, 1100).to(dtype)
+    values, bias = torch.randn(csr.nnz).to(dtype), torch.randn(1100).to(dtype)
+    wide = csr.scatter(values.double())
+    y = spmm_cuda(x, values, csr.tensors, bias, way=way)
+    size = x.double().abs() @ wide.abs().T + bias.double().abs()
+    terms = csr.row_offsets.diff() + 1
+    assert within_bound(y, x.double() @ wide.T + bias.double(), terms, size)
+    dx = spmm_cuda(g, values, csr.tensors, None, False, True, way=way)
+    terms = csr.column_offsets.diff()
+    assert within_bound(dx, g.double() @ wide, terms, g.double().abs() @ wide.abs())
+    dvalues = sddmm_cuda(g, x, csr.tensors, way=way)
+    size = csr.gather(g.double().abs().T @ x.double().abs())
+    assert within_bound(dvalues, csr.gather(g.double().T @ x.double()), 140, size)
