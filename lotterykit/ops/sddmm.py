@@ -88,7 +88,7 @@ def sddmm_cpu(g: Tensor, x: Tensor, structure: list[Tensor], *, isa: str = "best
 
 
 def sddmm_cuda(g: Tensor, x: Tensor, structure: list[Tensor], *, way: str = "auto") -> Tensor:
-    """`sddmm` through lotterykit._cuda on the current stream; `way` ("slabs" or "gather") is there for tests."""
+    """`sddmm` through lotterykit._cuda on the current stream; `way` is there for tests, as in `spmm_cuda`."""
     g, x = ready(g), ready(x)
     places, dtype = cuda_places(structure), str(x.dtype).removeprefix("torch.")
     batch = math.prod(x.shape[:-1])

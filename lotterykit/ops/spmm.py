@@ -130,7 +130,7 @@ def spmm_cuda(
     *,
     way: str = "auto",
 ) -> Tensor:
-    """`spmm` through lotterykit._cuda on the current stream; `way` ("slabs" or "gather") is there for tests."""
+    """`spmm` through lotterykit._cuda on the current stream; `way` ("slabs", "gather") is there for tests."""
     x, values = ready(x), ready(values)
     bias = None if bias is None else ready(bias)
     places, dtype = cuda_places(structure, transposed), str(x.dtype).removeprefix("torch.")

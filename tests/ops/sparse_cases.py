@@ -58,8 +58,8 @@ def cases(count: int, seed: int, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def within_bound(got: Tensor, expected: Tensor, terms: Tensor | int, size: Tensor) -> bool:
-    """By (terms + 1) eps times the sum of the products' magnitudes; half precision is summed in float32, and its
-    results are rounded once more."""
+    """By (terms + 1) eps times the sum of the products' magnitudes; half precision is summed in float32, and
+    its results are rounded once more."""
     half = got.dtype in (torch.float16, torch.bfloat16)
     bound = (terms + 1) * torch.finfo(torch.float32 if half else got.dtype).eps * size
     if half:
