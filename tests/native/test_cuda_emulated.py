@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import sys
 
 import emulated
 import pytest
@@ -232,3 +233,17 @@ def test_bad_calls_of_the_bindings_are_refused(cuda):
         cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "auto", 7, 0)
     with pytest.raises(RuntimeError, match="spmm: the batch is too large for one grid"):
         cuda.spmm("float64", 0, 2**50, places, 0, 0, 0, False, 0, 0, "auto", 0, 0)
+
+
+def test_random_calls_give_the_sanitizers_nothing_to_report(compiler, tmp_path, capfd):
+    if (why := sanitize.unsupported(compiler[0], emulated.ADDRESS)) is not None:
+        pytest.skip(why)
+    library = emulated.build(tmp_path, *compiler, emulated.ADDRESS)
+    runtimes = {"LD_PRELOAD": sanitize.preloaded(compiler[0]), "ASAN_OPTIONS": "detect_leaks=0"}
+    seed = random.randrange(2**31)
+    script = sanitize.ROOT / "tests" / "native" / "emulated_fuzz.py"
+    command = [sys.executable, str(script), str(library), "--cases", "12", "--seed", str(seed)]
+    found = sanitize.reports(command, runtimes)
+    out = capfd.readouterr().out
+    assert found == 0, f"seed {seed}\n{out}"
+    assert "topk_mask: 12 cases" in out
