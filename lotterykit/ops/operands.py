@@ -74,14 +74,16 @@ def native() -> Any:
 @contextlib.contextmanager
 def cuda_queue(device: torch.device) -> Iterator[tuple[Any, int, int]]:
     """lotterykit._cuda, and the number and current stream of a CUDA device, which is current meanwhile."""
+    with current_queue(device) as (index, stream):
+        yield importlib.import_module("lotterykit._cuda"), index, stream
+
+
+@contextlib.contextmanager
+def current_queue(device: torch.device) -> Iterator[tuple[int, int]]:
+    """The number of a CUDA device and the address of its current stream; the device is current meanwhile."""
     with torch.cuda.device(device):
-        yield importlib.import_module("lotterykit._cuda"), *current_queue(device)
-
-
-def current_queue(device: torch.device) -> tuple[int, int]:
-    """The number of a CUDA device, and the address of its current stream."""
-    stream = torch.cuda.current_stream(device)
-    return stream.device_index, stream.cuda_stream
+        stream = torch.cuda.current_stream(device)
+        yield stream.device_index, stream.cuda_stream
 
 
 def flat(x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import sparse_cases  # noqa: E402
 from fenced import fenced  # noqa: E402
 
 from lotterykit.errors import ArgumentError  # noqa: E402
+from lotterykit.ops.csr import CSR  # noqa: E402
 from lotterykit.ops.sddmm import sddmm_cuda  # noqa: E402
 from lotterykit.ops.spmm import spmm_cuda  # noqa: E402
 from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
@@ -32,9 +33,27 @@ from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+def usual(rng: random.Random, dtype: torch.dtype) -> sparse_cases.Case:
+    *_, case = sparse_cases.cases(rng.choice([1, 2, 2]), rng.randrange(2**31), dtype)  # the first is large
+    return case
+
+
+def tall(rng: random.Random, dtype: torch.dtype) -> sparse_cases.Case:
+    """Several sets of rows a block, and little else in its shared memory."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    n_out, n_in, batch = rng.randint(130, 1100), rng.choice([1, 5, 70]), rng.choice([1, 100, 300])
+    mask = torch.rand(n_out, n_in, generator=generator) < 0.1
+    csr = CSR.from_mask(mask)
+    x, g, values = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((batch, n_in), (batch, n_out), (csr.nnz,))
+    )
+    return sparse_cases.Case(x, g, mask, csr, values, None, False)
+
+
 def sparse_products(rng: random.Random) -> None:
     dtype, way = rng.choice(DTYPES), rng.choice(["slabs", "gather"])
-    case = next(sparse_cases.cases(2, rng.randrange(2**31), dtype))  # every 25th, the first, is large
+    case = tall(rng, dtype) if rng.random() < 0.3 else usual(rng, dtype)
     structure = [fenced(t, rng) for t in case.csr.tensors]
     x, g, values = (fenced(t.contiguous(), rng) for t in (case.x, case.g, case.values))
     bias = None if case.bias is None else fenced(case.bias.contiguous(), rng)

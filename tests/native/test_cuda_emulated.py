@@ -19,6 +19,7 @@ from sparse_cases import (
     within_bound,
 )
 
+from lotterykit.bench import gpu_checks_sparse
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import sddmm, spmm
 from lotterykit.ops.csr import CSR
@@ -233,6 +234,18 @@ def test_bad_calls_of_the_bindings_are_refused(cuda):
         cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "auto", 7, 0)
     with pytest.raises(RuntimeError, match="spmm: the batch is too large for one grid"):
         cuda.spmm("float64", 0, 2**50, places, 0, 0, 0, False, 0, 0, "auto", 0, 0)
+
+
+def test_the_checks_for_a_gpu_pass_here_and_see_a_broken_kernel(module, monkeypatch):
+    monkeypatch.setattr(gpu_checks_sparse, "SHAPES", ((1, 1, 1), (37, 101, 53), (0, 5, 3), (70, 900, 70)))
+    with emulated.installed(module):
+        assert gpu_checks_sparse.check_spmm(4, device="cpu") == []
+        assert gpu_checks_sparse.check_sddmm(4, device="cpu") == []
+        real, sampled = gpu_checks_sparse.spmm_cuda, gpu_checks_sparse.sddmm_cuda
+        monkeypatch.setattr(gpu_checks_sparse, "spmm_cuda", lambda *a, **k: real(*a, **k) * 1.01)
+        monkeypatch.setattr(gpu_checks_sparse, "sddmm_cuda", lambda *a, **k: sampled(*a, **k) * 1.01)
+        assert any("y is" in failure for failure in gpu_checks_sparse.check_spmm(4, device="cpu"))
+        assert gpu_checks_sparse.check_sddmm(4, device="cpu")
 
 
 def test_random_calls_give_the_sanitizers_nothing_to_report(compiler, tmp_path, capfd):
