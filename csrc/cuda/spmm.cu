@@ -255,14 +255,16 @@ int64_t line_space(Number type, int64_t batch, int64_t features) {
 }
 
 template <typename T, int sets>
+constexpr int64_t tile_bytes = int64_t(sizeof(T)) * line_examples<T> * held_stride<T, sets * set_rows>;
+
+template <typename T, int sets>
 const char* queue_slabs(Product<T> p, int64_t tiles, int shared_limit, cudaStream_t stream) {
   constexpr int rows = sets * set_rows;
   constexpr int64_t rest = line_bytes + int64_t(set_rows) * pair_room * sizeof(Pair<SumOf<T>>);
-  constexpr int64_t tile_of_y = int64_t(sizeof(T)) * line_examples<T> * held_stride<T, rows>;
   const int fitting = int((shared_limit - rest) / (2 * line_bytes)) / slab_step * slab_step;
   const int needed = (p.cols + slab_step - 1) / slab_step * slab_step;
   const int slab = std::max(std::min({most_slab, fitting, needed}), 0);
-  const int64_t shared = std::max(2 * int64_t(slab) * line_bytes + rest, tile_of_y);
+  const int64_t shared = std::max(2 * int64_t(slab) * line_bytes + rest, tile_bytes<T, sets>);
   if (shared > shared_limit || (slab == 0 && p.cols)) return "the device has too little shared memory";
   p.row_blocks = (p.rows + rows - 1) / rows;
   if (tiles * p.row_blocks >= int64_t(1) << 31) return "batch and rows are too large for one grid";
@@ -300,7 +302,8 @@ const char* queue(const T* x, int64_t batch, const Places& w, const T* values, c
       // Many rows a block bring a slab fewer times; few give every multiprocessor a block. The bits are the same.
       constexpr int many = 64 / lane_examples<T>, few = many / 4;
       const int64_t blocks = tiles * ((w.rows + many * set_rows - 1) / (many * set_rows));
-      if (blocks >= int64_t(enough_turns) * device.multiprocessors)
+      const bool fits = tile_bytes<T, many> <= device.shared_limit;
+      if (fits && blocks >= int64_t(enough_turns) * device.multiprocessors)
         return queue_slabs<T, many>(p, tiles, device.shared_limit, stream);
       return queue_slabs<T, few>(p, tiles, device.shared_limit, stream);
     }
