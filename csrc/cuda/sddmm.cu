@@ -211,6 +211,7 @@ template <typename T>
 const char* queue(const T* g, const T* x, int64_t batch, const Places& w, T* dvalues, unsigned char* workspace,
                   Way way, int shared_limit, cudaStream_t stream) {
   if (w.nnz == 0) return nullptr;
+  if (w.rows > most_features || w.cols > most_features) return "there are more than 2^31 - 4096 rows or columns";
   unsigned char* x_lines = workspace + lines_space<T>(batch, w.rows);
   auto* sums = reinterpret_cast<SumOf<T>*>(x_lines + lines_space<T>(batch, w.cols));
   if (!queue_lines(g, batch, w.rows, workspace, stream) || !queue_lines(x, batch, w.cols, x_lines, stream))

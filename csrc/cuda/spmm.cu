@@ -287,6 +287,7 @@ const char* queue(const T* x, int64_t batch, const Places& w, const T* values, c
                   cudaStream_t stream) {
   const int64_t tiles = tiles_of<T>(batch);
   if (tiles == 0 || w.rows == 0) return nullptr;
+  if (w.rows > most_features || w.cols > most_features) return "there are more than 2^31 - 4096 rows or columns";
   if (!queue_lines(x, batch, w.cols, workspace, stream)) return "the batch is too large for one grid";
   if (order && w.nnz) {
     T* ordered = reinterpret_cast<T*>(workspace + tiles * w.cols * line_bytes);

@@ -115,12 +115,12 @@ def _check_gradients(device: str) -> list[str]:
     """The whole way, by dispatch and autograd, on a stream of its own."""
     csr = CSR.from_mask(torch.rand(300, 500, device=device) < 0.05)
     x, values = _normal(torch.float32, device, 70, 500), _normal(torch.float32, device, csr.nnz)
-    g, tracked = _normal(torch.float32, device, 70, 300), [t.requires_grad_() for t in (x, values)]
+    g, tracked = _normal(torch.float32, device, 70, 300), (x.requires_grad_(), values.requires_grad_())
     stream = torch.cuda.Stream() if device == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream())
     with nullcontext() if stream is None else torch.cuda.stream(stream), use_backend("cuda"):
-        dx, dvalues = torch.autograd.grad(spmm(*tracked, csr), tracked, g)
+        dx, dvalues = torch.autograd.grad(spmm(x, values, csr), tracked, g)
     if stream is not None:
         torch.cuda.current_stream().wait_stream(stream)
     wide, x, g = csr.scatter(values.detach().double()), x.detach().double(), g.double()

@@ -20,7 +20,7 @@ from sparse_cases import (
 )
 
 from lotterykit.bench import gpu_checks_sparse
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import sddmm, spmm
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import explain, use_backend
@@ -256,6 +256,26 @@ def test_bad_calls_of_the_bindings_are_refused(cuda):
         cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "auto", 7, 0)
     with pytest.raises(RuntimeError, match="spmm: the batch is too large for one grid"):
         cuda.spmm("float64", 0, 2**50, places, 0, 0, 0, False, 0, 0, "auto", 0, 0)
+    wide = (0, 0, 1, 2**31 - 2, 1)
+    for call in (
+        lambda: cuda.spmm("float32", 0, 1, wide, 0, 0, 0, False, 0, 0, "auto", 0, 0),
+        lambda: cuda.sddmm("float32", 0, 0, 1, wide, 0, 0, "auto", 0, 0),
+    ):
+        with pytest.raises(RuntimeError, match=r"more than 2\^31 - 4096 rows or columns"):
+            call()
+
+
+def test_what_the_kernels_do_not_serve_is_refused(cuda):
+    csr = CSR.from_mask(torch.eye(3, dtype=torch.bool))
+    x, values = torch.ones(2, 3), torch.ones(3)
+    with pytest.raises(
+        BackendError, match="needs dtype float32, float64, float16, bfloat16, got float8_e5m2"
+    ):
+        spmm(x.to(torch.float8_e5m2), values.to(torch.float8_e5m2), csr)
+    with pytest.raises(ArgumentError, match="values is on meta, but the structure on cpu"):
+        spmm(x, values.to("meta"), csr)
+    with pytest.raises(ArgumentError, match="g is on meta, but the structure on cpu"):
+        sddmm(x.to("meta"), x, csr)
 
 
 def test_the_checks_for_a_gpu_pass_here_and_see_a_broken_kernel(module, monkeypatch):
