@@ -29,6 +29,7 @@ from lotterykit.ops.spmm import spmm_cuda
 from lotterykit.ops.topk_mask import topk_mask
 
 pytest.importorskip("setuptools")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator is Linux's")
 ORDERS = [None, 1, 2]  # first to last, and two random ones
 
 
