@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals
+from lotterykit.bench import gpu_checks, gpu_checks_sparse, gpu_goals, gpu_goals_sparse
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -34,19 +34,32 @@ STAGES: dict[str, tuple[str, float]] = {
     "check-topk_mask": ("cuda", 60),
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
+    "check-spmm": ("cuda", 60),
+    "check-sddmm": ("cuda", 60),
+    "spmm": ("cuda", 60),
+    "sddmm": ("cuda", 30),
+    "spmm-densities": ("cuda", 60),
     "check-masked_linear-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
+    "check-sparse-large": ("cuda", 60),
 }
 CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
     "check-topk_mask": gpu_checks.check_topk_mask,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
+    "check-spmm": gpu_checks_sparse.check_spmm,
+    "check-sddmm": gpu_checks_sparse.check_sddmm,
+    "check-sparse-large": gpu_checks_sparse.check_sparse_large,
 }
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
+    "spmm": gpu_goals_sparse.time_spmm,
+    "sddmm": gpu_goals_sparse.time_sddmm,
+    "spmm-densities": gpu_goals_sparse.time_spmm_densities,
 }
+VERDICTS = (gpu_goals.verdicts, gpu_goals_sparse.verdicts)
 
 
 def main() -> int:
@@ -171,7 +184,7 @@ def summary(stage: str, out: Path) -> list[str]:
             ratio = f" ({timing['us'] / ours:.2f}x)" if ours else ""
             cells.append(f"{peer} {timing['us']:.0f} us{ratio}")
         lines.append(f"{stage} {row}: " + ", ".join(cells))
-    return lines + gpu_goals.verdicts(stage, results)
+    return lines + [line for verdicts in VERDICTS for line in verdicts(stage, results)]
 
 
 if __name__ == "__main__":

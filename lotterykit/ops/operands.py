@@ -5,10 +5,11 @@ A `structure` is `CSR.tensors`: custom ops take tensors, not objects.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -71,6 +72,21 @@ def native() -> Any:
     return importlib.import_module("lotterykit._cpu")
 
 
+@contextlib.contextmanager
+def cuda_queue(device: torch.device) -> Iterator[tuple[Any, int, int]]:
+    """lotterykit._cuda, and the number and current stream of a CUDA device, which is current meanwhile."""
+    with current_queue(device) as (index, stream):
+        yield importlib.import_module("lotterykit._cuda"), index, stream
+
+
+@contextlib.contextmanager
+def current_queue(device: torch.device) -> Iterator[tuple[int, int]]:
+    """The number of a CUDA device and the address of its current stream; the device is current meanwhile."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device)
+        yield stream.device_index, stream.cuda_stream
+
+
 def flat(x: Tensor) -> Tensor:
     """`[..., n]` as `[batch, n]`."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -123,6 +139,15 @@ def implementation(op: str, x: Tensor, csr: CSR) -> Callable[..., Any]:
         if x.device.type == "cpu":
             csr.serving[key] = found
     return found
+
+
+def cuda_places(structure: CSR | list[Tensor], transposed: bool = False) -> tuple[int, ...]:
+    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cuda.cpp takes them."""
+    structure = tensors_of(structure)
+    n_out, n_in = sizes(structure)
+    offsets, columns = structure[3:5] if transposed else structure[:2]
+    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
+    return offsets.data_ptr(), columns.data_ptr(), rows, cols, columns.numel()
 
 
 def call_of_tensors(op: str, x: Tensor, structure: list[Tensor]) -> dispatch.Call:
