@@ -267,7 +267,7 @@ PEERS: dict[str, Peer] = {
         "SparseProp (Nikdan et al., 2023)",
         dict.fromkeys(_OF_LAYER, published.sparseprop_linear) | {"conv": published.sparseprop_conv},
         absent=published.sparseprop_missing,
-        refuses=published.sparseprop_refuses,
+        refuses=published.sparseprop_images_refuses,
     ),
     "sparseprop-over-on": Peer(
         "SparseProp, vectorised over output pixels",
