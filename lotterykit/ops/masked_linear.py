@@ -19,7 +19,7 @@ from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
 from lotterykit.ops.autocast import autocast
 from lotterykit.ops.formats import bit_mask, known_density
-from lotterykit.ops.kept import kept
+from lotterykit.ops.kept import kept_by
 
 
 class Products(NamedTuple):
@@ -45,14 +45,17 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     since torch's custom ops do not support them all. Raises `ArgumentError` on shapes, dtypes or devices
     that do not fit.
     """
-    x, weight, bias = autocast(x, weight, bias)
-    _check(x, weight, mask, bias)
+    if torch._C._is_any_autocast_enabled():
+        x, weight, bias = autocast(x, weight, bias)
     if torch._C._are_functorch_transforms_active():
+        _check(x, weight, mask, bias)
         return _transformed(x, weight, mask, bias)
     if torch.compiler.is_compiling():
+        _check(x, weight, mask, bias)
         return masked_linear_op(x, weight, mask, bias)
-    if weight.is_cpu and (selected := kept("masked_linear", weight, mask)) is not None:
-        return F.linear(x, selected, bias)  # the short way of the reference
+    if (y := _short_way(x, weight, mask, bias)) is not None:
+        return y
+    _check(x, weight, mask, bias)
     if dispatch.select(call_of(x, weight, mask, bias)).backend == "reference":
         return masked_linear_reference(x, weight, mask, bias)
     return masked_linear_op(x, weight, mask, bias)
@@ -61,6 +64,25 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
 def masked_linear_reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """`masked_linear` in plain torch: any floating dtype, any device, differentiable by autograd itself."""
     return F.linear(x, torch.where(mask, weight, 0.0), bias)
+
+
+def _short_way(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The reference on the CPU, or None where it does not serve or where an argument may be wrong.
+
+    A small layer takes as long as its checks, so here they are few, and those of x are left to `F.linear`.
+    """
+    if not (isinstance(mask, Tensor) and x.is_cpu and weight.is_cpu and x.dtype is weight.dtype):
+        return None
+    kept = kept_by("masked_linear", mask, weight.dtype)
+    if kept is None or weight.shape != kept.shape or weight.dim() != 2:
+        return None
+    if bias is not None and not (bias.is_cpu and bias.dtype is kept.dtype and bias.shape == kept.shape[:1]):
+        return None
+    try:
+        return F.linear(x, kept(weight), bias)
+    except RuntimeError:
+        _check(x, weight, mask, bias)
+        raise
 
 
 def _transformed(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
