@@ -42,8 +42,9 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     Returns `[..., out]`. Differentiable (twice) in x, weight and bias; the gradient of a pruned weight is 0.
     Under autocast the floating inputs are cast as `F.linear` casts them. Non-finite x spreads as in a dense
     layer whose pruned weights are 0. Inside `torch.func` transforms (vmap, grad, ...) the reference runs,
-    since torch's custom ops do not support them all. Raises `ArgumentError` on shapes, dtypes or devices
-    that do not fit.
+    since torch's custom ops do not support them all. What is known of a mask is kept from call to call:
+    writes that hide from its version counter (through `.data` or a numpy view) are not seen.
+    Raises `ArgumentError` on shapes, dtypes or devices that do not fit.
     """
     if torch._C._is_any_autocast_enabled():
         x, weight, bias = autocast(x, weight, bias)
