@@ -11,6 +11,7 @@ namespace lotterykit {
 namespace {
 
 constexpr double most_entries = 1e13;
+constexpr int64_t bytes_together = 512 << 10;  // of the rows that are held at once: of a second cache
 
 // Zeros after a row that also serve the next row as those before it.
 int64_t shared_zeros(const Axis& axis) {
@@ -37,9 +38,22 @@ int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector) {
   return best;
 }
 
+// Rows of a result that are computed together, given what each of them and the `reach` rows beside them take.
+int64_t rows_together(int64_t rows, int64_t reach, int64_t bytes_of_row) {
+  const int64_t fit = bytes_together / std::max<int64_t>(1, bytes_of_row) - reach;
+  return std::max<int64_t>(1, std::min(rows, std::max(fit, reach)));  // half of what is moved, at least, is new
+}
+
 // Source indices of phase `p`, from the first that has a place: they stand at consecutive places.
 struct Span {
   int64_t source, place, count;
+
+  // What of it stands in `rows` places from place `row` on, counted from there.
+  Span within(int64_t row, int64_t rows, int64_t stride) const {
+    const int64_t skipped = std::min(count, std::max<int64_t>(0, row - place));
+    const int64_t at = place + skipped - row;
+    return {source + skipped * stride, at, std::max<int64_t>(0, std::min(count - skipped, rows - at))};
+  }
 };
 
 Span span_of(const Axis& axis, int64_t p) {
@@ -58,16 +72,15 @@ LOTTERYKIT_INLINE void copy_entries(const T* in, int64_t count, T* out) {
   for (; i < count; ++i) out[i] = in[i];
 }
 
-// Every `step`-th entry of a row or to a row.
+// `count` pixels of `images` entries each, whose firsts stand so many entries apart.
 template <typename T>
-void gather_entries(const T* in, int64_t step, int64_t count, T* out) {
-  if (step == 1) return copy_entries(in, count, out);
-  for (int64_t i = 0; i < count; ++i) out[i] = in[i * step];
-}
-template <typename T>
-void scatter_entries(const T* in, int64_t count, T* out, int64_t step) {
-  if (step == 1) return copy_entries(in, count, out);
-  for (int64_t i = 0; i < count; ++i) out[i * step] = in[i];
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, T* out, int64_t out_step) {
+  if (in_step == images && out_step == images) return copy_entries(in, count * images, out);
+  if (images == 1) {
+    for (int64_t i = 0; i < count; ++i) out[i * out_step] = in[i * in_step];
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) copy_entries(in + i * in_step, images, out + i * out_step);
 }
 
 // Zeros on all sides of the image in a phase's plane.
@@ -82,17 +95,18 @@ void clear_around(const Layout& layout, const Span& h, const Span& w, T* plane) 
   std::fill(end, plane + layout.plane, T(0));
 }
 
-// Runs body(phase, height span, width span).
+// Runs body(phase, height span in the rows of places [row, row + rows), width span).
 template <typename Body>
-void for_each_phase(const Layout& layout, Body body) {
+void for_each_phase(const Layout& layout, int64_t row, int64_t rows, Body body) {
   for (int64_t ph = 0; ph < layout.height.phases; ++ph)
     for (int64_t pw = 0; pw < layout.width.phases; ++pw)
-      body(ph * layout.width.phases + pw, span_of(layout.height, ph), span_of(layout.width, pw));
+      body(ph * layout.width.phases + pw, span_of(layout.height, ph).within(row, rows, layout.height.stride),
+           span_of(layout.width, pw));
 }
 
 }  // namespace
 
-Geometry::Geometry(const Convolution& c, int vector_) : vector(vector_) {
+Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector_) {
   const int64_t reach_h = (c.kernel_height - 1) * c.dilation_height;
   const int64_t reach_w = (c.kernel_width - 1) * c.dilation_width;
   const int64_t steps_h = reach_h / c.stride_height, steps_w = reach_w / c.stride_width;
@@ -115,30 +129,41 @@ Geometry::Geometry(const Convolution& c, int vector_) : vector(vector_) {
   const int64_t pitch = std::max(xw.length - shared_zeros(xw), gw.length - shared_zeros(gw));
   lanes = best_lanes(c, pitch, vector);
   tiles = (c.batch + lanes - 1) / lanes;
-  const auto plane = [&](const Axis& h, const Axis& w, int64_t row) {  // and what a vector reads beyond its end
+  const auto layout = [&](int64_t channels, const Axis& h, const Axis& w, int64_t row, int64_t rows) {
+    // and what a vector reads beyond its end
     const double entries = double(h.length + 1) * double(std::max(w.length, row) + vector) * double(lanes);
     if (entries * double(h.phases * w.phases) * double(c.in_channels + c.out_channels) > most_entries)
       throw std::bad_alloc();
-    return (((h.length - 1) * row + std::max(w.length, row)) * lanes + vector + 15) / 16 * 16;
+    const int64_t plane = (((rows - 1) * row + std::max(w.length, row)) * lanes + vector + 15) / 16 * 16;
+    return Layout{lanes, channels, h, w, row, rows, plane};
   };
   const Axis yh{c.out_height, 0, 1, 1, 0, c.out_height}, yw{c.out_width, 0, 1, 1, 0, c.out_width};
   const int64_t y_pitch = lanes == 1 ? pitch : c.out_width, dx_pitch = lanes == 1 ? pitch : dw.length;
-  x = {lanes, c.in_channels, xh, xw, pitch, plane(xh, xw, pitch)};
-  g = {lanes, c.out_channels, gh, gw, pitch, plane(gh, gw, pitch)};
-  y = {lanes, c.out_channels, yh, yw, y_pitch, plane(yh, yw, y_pitch)};
-  dx = {lanes, c.in_channels, dh, dw, dx_pitch, plane(dh, dw, dx_pitch)};
-  g_first = (gh.shift * pitch + gw.shift) * lanes;
+  y = layout(c.out_channels, yh, yw, y_pitch, yh.length);
+  dx = layout(c.in_channels, dh, dw, dx_pitch, dh.length);
+  x = layout(c.in_channels, xh, xw, pitch, xh.length);
+  g = layout(c.out_channels, gh, gw, pitch, gh.length);
+  const auto halve = [&](Layout& in, Layout& out, int64_t reach) {
+    if (!leaves_by_rows(out)) return;
+    const int64_t rows = rows_together(out.height.length, reach, in.channels * in.phases() * pitch * lanes * bytes);
+    if (rows == out.height.length) return;
+    const int64_t count = (out.height.length + rows - 1) / rows;  // as even as can be
+    out = layout(out.channels, out.height, out.width, out.pitch, (out.height.length + count - 1) / count);
+    in = layout(in.channels, in.height, in.width, pitch, std::min(in.height.length, out.rows + reach));
+  };
+  halve(x, y, steps_h);
+  halve(g, dx, dh.first + gh.shift);
 }
 
 template <typename T>
-void fill(const T* source, bool channels_last, const Layout& layout, int64_t first, int64_t images, int64_t from,
-          int64_t to, const uint8_t* used, T* tile, Isa isa) {
+void fill(const T* source, int64_t batch, Order order, const Layout& layout, int64_t first, int64_t images,
+          int64_t from, int64_t to, int64_t row, const uint8_t* used, T* tile, Isa isa) {
   const int64_t height = layout.height.size, width = layout.width.size, pixels = height * width;
   const int64_t step = layout.width.stride, lanes = layout.lanes;
   const T* image = source + first * layout.channels * pixels;
-  if (channels_last) {
+  if (order == Order::channels_last) {
     if (images < lanes) std::fill(tile, tile + (to - from) * layout.channel(), T(0));
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
+    for_each_phase(layout, row, layout.rows, [&](int64_t phase, const Span& h, const Span& w) {
       for (int64_t c = 0; c < to - from && images == lanes; ++c)
         clear_around(layout, h, w, tile + c * layout.channel() + phase * layout.plane);
       for (int64_t r = 0; r < h.count; ++r) {
@@ -155,28 +180,36 @@ void fill(const T* source, bool channels_last, const Layout& layout, int64_t fir
     });
     return;
   }
-  const bool by_rows = lanes == 1 || (step == 1 && width >= 8);  // short rows are turned as one
-  const Scratch<T> turned(by_rows ? 0 : pixels * lanes);
+  const bool turns = order == Order::channels_first && lanes > 1;
+  const bool at_once = turns && (step > 1 || width < 8);  // short rows are turned as one
+  const int64_t above = (row + layout.height.first) * layout.height.stride - layout.height.shift;
+  const int64_t begin = std::max<int64_t>(0, above);  // rows of the source that have places here
+  const int64_t end = std::max(begin, std::min(height, above + layout.rows * layout.height.stride));
+  const Scratch<T> turned(at_once ? (end - begin) * width * lanes : 0);
   for (int64_t c = from; c < to; ++c) {
     if (!used[c]) continue;
     const T* in = image + c * pixels;
     T* channel = tile + (c - from) * layout.channel();
     if (images < lanes) std::fill(channel, channel + layout.channel(), T(0));
-    if (!by_rows) {
-      if (images < lanes) std::fill(turned.get(), turned.get() + pixels * lanes, T(0));
-      transpose(in, layout.channels * pixels, images, pixels, turned.get(), lanes, isa);
+    if (at_once) {
+      if (images < lanes) std::fill(turned.get(), turned.get() + (end - begin) * width * lanes, T(0));
+      transpose(in + begin * width, layout.channels * pixels, images, (end - begin) * width, turned.get(), lanes, isa);
     }
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
+    for_each_phase(layout, row, layout.rows, [&](int64_t phase, const Span& h, const Span& w) {
       if (images == lanes) clear_around(layout, h, w, channel + phase * layout.plane);
       for (int64_t r = 0; r < h.count; ++r) {
-        const int64_t from_pixel = (h.source + r * layout.height.stride) * width + w.source;
+        const int64_t pixel = (h.source + r * layout.height.stride) * width + w.source;
         T* out = channel + phase * layout.plane + ((h.place + r) * layout.pitch + w.place) * lanes;
-        const T* row = turned.get() + from_pixel * lanes;
-        if (lanes == 1) gather_entries(in + from_pixel, step, w.count, out);
-        else if (by_rows) transpose(in + from_pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
-        else if (step == 1) copy_entries(row, w.count * lanes, out);
-        else
-          for (int64_t i = 0; i < w.count; ++i) copy_entries(row + i * step * lanes, lanes, out + i * lanes);
+        if (order == Order::batch_last) {
+          const T* own = source + (c * pixels + pixel) * batch + first;
+          move_pixels(own, step * batch, w.count, images, out, lanes);
+        } else if (at_once) {
+          move_pixels(turned.get() + (pixel - begin * width) * lanes, step * lanes, w.count, lanes, out, lanes);
+        } else if (turns) {
+          transpose(in + pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
+        } else {
+          move_pixels(in + pixel, step, w.count, 1, out, 1);
+        }
       }
     });
   }
@@ -184,24 +217,28 @@ void fill(const T* source, bool channels_last, const Layout& layout, int64_t fir
 
 template <typename T>
 void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, int64_t from, int64_t to, int64_t row,
-           int64_t rows, T* target, bool channels_last, Isa isa) {
+           int64_t rows, T* target, int64_t batch, Order order, Isa isa) {
   const int64_t height = layout.height.size, width = layout.width.size, pixels = height * width;
   const int64_t step = layout.width.stride, lanes = layout.lanes;
   T* image = target + first * layout.channels * pixels;
-  if (!channels_last && leaves_by_rows(layout)) {  // laid out as images already
+  const bool turns = order == Order::channels_first && lanes > 1;
+  if (turns && leaves_by_rows(layout)) {  // laid out as images already
     for (int64_t c = from; c < to; ++c)
       transpose(tile + (c - from) * layout.channel(), lanes, rows * width, images, image + c * pixels + row * width,
                 layout.channels * pixels, isa);
     return;
   }
-  const int64_t in_turned = channels_last || lanes == 1 ? 0 : pixels * lanes;
+  const int64_t in_turned = turns ? pixels * lanes : 0;
   const Scratch<T> turned(in_turned);
   if (layout.height.phases < layout.height.stride || layout.width.phases < layout.width.stride)
     std::fill(turned.get(), turned.get() + in_turned, T(0));  // pixels that no tap reads
   const auto move_row = [&](const T* in, int64_t pixel, int64_t count, int64_t c) {
-    if (lanes == 1) return scatter_entries(in, count, image + c * pixels + pixel, step);
-    T* out = turned.get() + pixel * lanes;
-    for (int64_t i = 0; i < count; ++i) copy_entries(in + i * lanes, lanes, out + i * step * lanes);
+    if (order == Order::batch_last)
+      move_pixels(in, lanes, count, images, target + (c * pixels + pixel) * batch + first, step * batch);
+    else if (turns)
+      move_pixels(in, lanes, count, lanes, turned.get() + pixel * lanes, step * lanes);
+    else
+      move_pixels(in, 1, count, 1, image + c * pixels + pixel, step);
   };
   const auto move_last = [&](const T* in, int64_t pixel, int64_t count) {
     T* out = image + pixel * layout.channels + from;
@@ -210,30 +247,28 @@ void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, i
       transpose(in + i * lanes, layout.channel(), to - from, images, out + i * step * layout.channels,
                 pixels * layout.channels, isa);
   };
-  for (int64_t c = from; c < (channels_last ? std::min(to, from + 1) : to); ++c) {
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
+  const bool last = order == Order::channels_last;
+  for (int64_t c = from; c < (last ? std::min(to, from + 1) : to); ++c) {
+    for_each_phase(layout, row, rows, [&](int64_t phase, const Span& h, const Span& w) {
       for (int64_t r = 0; r < h.count; ++r) {
-        const int64_t place = h.place + r - row;
-        if (place < 0 || place >= rows) continue;
         const T* plane = tile + (c - from) * layout.channel() + phase * layout.plane;
-        const T* in = plane + (place * layout.pitch + w.place) * lanes;
+        const T* in = plane + ((h.place + r) * layout.pitch + w.place) * lanes;
         const int64_t pixel = (h.source + r * layout.height.stride) * width + w.source;
-        if (channels_last) move_last(in, pixel, w.count);
+        if (last) move_last(in, pixel, w.count);
         else move_row(in, pixel, w.count, c);
       }
     });
-    if (!channels_last && lanes > 1)
-      transpose(turned.get(), lanes, pixels, images, image + c * pixels, layout.channels * pixels, isa);
+    if (turns) transpose(turned.get(), lanes, pixels, images, image + c * pixels, layout.channels * pixels, isa);
   }
 }
 
-template void fill(const float*, bool, const Layout&, int64_t, int64_t, int64_t, int64_t, const uint8_t*, float*,
-                   Isa);
-template void fill(const double*, bool, const Layout&, int64_t, int64_t, int64_t, int64_t, const uint8_t*, double*,
-                   Isa);
-template void drain(const float*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float*, bool,
-                    Isa);
-template void drain(const double*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double*, bool,
-                    Isa);
+template void fill(const float*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                   const uint8_t*, float*, Isa);
+template void fill(const double*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                   const uint8_t*, double*, Isa);
+template void drain(const float*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float*, int64_t,
+                    Order, Isa);
+template void drain(const double*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double*,
+                    int64_t, Order, Isa);
 
 }  // namespace lotterykit

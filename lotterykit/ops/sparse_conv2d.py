@@ -17,11 +17,13 @@ from lotterykit.ops.conv_geometry import (
     check_convolution,
     check_geometry,
     check_gradient,
+    empty_images,
     empty_y,
     even,
     geometry_of,
-    image_format,
+    in_order,
     of_torch,
+    order_of,
 )
 from lotterykit.ops.csr import CSR, csr_of
 from lotterykit.ops.operands import (
@@ -236,7 +238,7 @@ def sparse_conv2d_op(
     csr = csr_of(OP, structure)
     check_geometry(OP, geometry)
     check_convolution(OP, x, values, csr, bias, geometry, batched=True)
-    return _in_format(_run(x, values, csr.tensors, bias, relu, geometry), image_format(x))
+    return in_order(_run(x, values, csr.tensors, bias, relu, geometry), order_of(x))
 
 
 @sparse_conv2d_op.register_fake
@@ -262,7 +264,7 @@ def sparse_conv2d_backward_op(
     check_convolution(OP, x, values, csr, None, geometry, batched=True)
     check_gradient(OP, g, gate, x, csr, geometry, wants)
     dx, dvalues, dbias = _run_backward(g, gate, x, values, csr.tensors, geometry, tuple(wants))
-    dx = g.new_empty(0) if dx is None else _in_format(dx, image_format(x))
+    dx = g.new_empty(0) if dx is None else in_order(dx, order_of(x))
     return dx, g.new_empty(0) if dvalues is None else dvalues, g.new_empty(0) if dbias is None else dbias
 
 
@@ -277,7 +279,7 @@ def _(
     wants: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     nothing = g.new_empty(0)
-    dx = torch.empty_like(x, memory_format=image_format(x)) if wants[0] else nothing
+    dx = empty_images(x, tuple(x.shape), order_of(x)) if wants[0] else nothing
     dvalues = values.new_empty(values.shape) if wants[1] else nothing.clone()
     return dx, dvalues, g.new_empty(sizes(structure)[0]) if wants[2] else nothing.clone()
 
@@ -338,7 +340,3 @@ def _dense(values: Tensor, structure: list[Tensor], geometry: list[int]) -> Tens
     """The weight `[out, in / groups, kh, kw]`, 0 where pruned."""
     weight = values.new_zeros(sizes(structure)).index_put(_places(structure), values)
     return weight.view(weight.shape[0], -1, geometry[0], geometry[1])
-
-
-def _in_format(x: Tensor, layout: torch.memory_format) -> Tensor:
-    return x.contiguous(memory_format=layout)
