@@ -191,6 +191,18 @@ struct Pieces {
   }
 };
 
+// Rows of a piece, of those held, that its tile has already: with one piece in flight, those that it shares with the
+// band before it are moved up.
+template <typename T>
+int64_t keep_rows(const Layout& layout, const Pieces& pieces, int64_t i, int64_t from, int64_t to, T* tile, Isa isa) {
+  if (i == 0 || pieces[i].band.row == 0) return 0;
+  const int64_t gone = pieces[i - 1].band.rows, row = layout.pitch * layout.lanes;
+  const int64_t kept = std::max<int64_t>(0, layout.rows - gone);
+  for (int64_t p = from * layout.phases(); p < to * layout.phases(); ++p)
+    move_pixels(tile + p * layout.plane + gone * row, row, kept, row, 0, tile + p * layout.plane, row, isa);
+  return kept;
+}
+
 // Pieces [first, first + count), one after the other in `tiles`.
 template <typename T>
 void fill_pieces(const T* source, const Convolution& conv, const Layout& layout, const Pieces& pieces, int64_t first,
@@ -198,10 +210,12 @@ void fill_pieces(const T* source, const Convolution& conv, const Layout& layout,
   const int64_t units = (layout.channels + channels_per_piece - 1) / channels_per_piece;
   for_each(count * units, run.threads, run.watch, [&](int, int64_t unit) {
     const int64_t i = unit / units, from = unit % units * channels_per_piece;
+    const int64_t to = std::min(layout.channels, from + channels_per_piece);
     const Piece piece = pieces[first + i];
+    T* tile = tiles + i * layout.tile();
+    const int64_t kept = run.threads == 1 ? keep_rows(layout, pieces, first + i, from, to, tile, run.isa) : 0;
     fill(source, conv.batch, conv.order, layout, piece.image, std::min(layout.lanes, conv.batch - piece.image), from,
-         std::min(layout.channels, from + channels_per_piece), piece.band.row, used,
-         tiles + i * layout.tile() + from * layout.channel(), run.isa);
+         to, piece.band.row, kept, used, tile + from * layout.channel(), run.isa);
   });
 }
 

@@ -29,6 +29,10 @@ LOTTERYKIT_INLINE void products_body(const T* x, const Taps<T>& taps, int64_t fr
     const int64_t last = taps.last[r];
     if (k == last && !stage.begins && !stage.ends) continue;
     T* held = stage.sums + (r - from) * stage.stride;
+    if (stage.ends) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) __builtin_prefetch(out.data + (r + 1 - from) * out.stride + out.at[i], 1);
+    }
     Value sum[chains][n];
     const T start = bias == nullptr ? T(0) : bias[r];
 #pragma GCC unroll 8
@@ -82,6 +86,8 @@ LOTTERYKIT_INLINE void samples_body(const Stretch<const T>& held, const T* x, co
     const int64_t last = taps.last[r];
     if (taps.first[r] == last) continue;
     const T* own = held.data + (r - from) * held.stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) __builtin_prefetch(own + held.stride + held.at[i]);
     Value row[n];
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i) row[i] = *reinterpret_cast<const Loose*>(own + held.at[i]);
@@ -105,6 +111,28 @@ LOTTERYKIT_INLINE void samples_body(const Stretch<const T>& held, const T* x, co
   }
 }
 
+template <typename T, int bytes>
+LOTTERYKIT_INLINE void copy_entries(const T* in, int64_t count, int64_t ahead, T* out) {
+  using V = Vector<T, bytes>;
+  using Loose = typename V::Loose;
+  int64_t i = 0;
+  for (; i + V::width <= count; i += V::width) {
+    __builtin_prefetch(in + i + ahead);
+    *reinterpret_cast<Loose*>(out + i) = *reinterpret_cast<const Loose*>(in + i);
+  }
+  for (; i < count; ++i) out[i] = in[i];
+}
+
+template <typename T, int bytes>
+LOTTERYKIT_INLINE void moves_body(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                  int64_t out_step) {
+  if (in_step == images && out_step == images) return copy_entries<T, bytes>(in, count * images, ahead, out);
+  if (images == 1)
+    for (int64_t i = 0; i < count; ++i) out[i * out_step] = in[i * in_step];
+  else
+    for (int64_t i = 0; i < count; ++i) copy_entries<T, bytes>(in + i * in_step, images, ahead, out + i * out_step);
+}
+
 struct FoldPlain {
   template <typename Value, typename T>
   static LOTTERYKIT_INLINE void run(const Value (&sums)[4], T (&folded)[4]) {
@@ -115,6 +143,10 @@ struct FoldPlain {
   }
 };
 
+template <typename T>
+void moves_plain(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+  moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
+}
 template <typename T, int n>
 void products_plain(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
     const Stage<T>& stage, const Stretch<T>& out) {
@@ -154,6 +186,10 @@ struct FoldAvx512 : FoldPlain {
   }
 };
 
+template <typename T>
+LOTTERYKIT_AVX2 void moves_avx2(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+  moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
+}
 template <typename T, int n>
 LOTTERYKIT_AVX2 void products_avx2(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
     const Stage<T>& stage, const Stretch<T>& out) {
@@ -163,6 +199,10 @@ template <typename T, int n>
 LOTTERYKIT_AVX2 void samples_avx2(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
     T* dvalues) {
   samples_body<T, 32, n, FoldAvx2>(held, x, taps, from, to, dvalues);
+}
+template <typename T>
+LOTTERYKIT_AVX512 void moves_avx512(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+  moves_body<T, 64>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
 LOTTERYKIT_AVX512 void products_avx512(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
@@ -254,6 +294,16 @@ void conv_samples(const Stretch<const T>& held, const T* x, const Taps<T>& taps,
   kernels<T>(isa).samples[vectors - 1](held, x, taps, from, to, dvalues);
 }
 
+template <typename T>
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step, Isa isa) {
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return moves_avx512(in, in_step, count, images, ahead, out, out_step);
+  if (isa == Isa::avx2) return moves_avx2(in, in_step, count, images, ahead, out, out_step);
+#endif
+  (void)isa;
+  moves_plain(in, in_step, count, images, ahead, out, out_step);
+}
+
 template <>
 void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out, int64_t out_stride,
                Isa isa) {
@@ -278,5 +328,7 @@ template void conv_samples(const Stretch<const float>&, const float*, const Taps
                            float*, Isa);
 template void conv_samples(const Stretch<const double>&, const double*, const Taps<double>&, int64_t, int64_t, int,
                            double*, Isa);
+template void move_pixels(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t, Isa);
+template void move_pixels(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t, Isa);
 
 }  // namespace lotterykit

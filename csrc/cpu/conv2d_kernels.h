@@ -52,6 +52,12 @@ template <typename T>
 void conv_samples(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
                   int vectors, T* dvalues, Isa isa);
 
+// `count` pixels of `images` entries each, whose firsts stand so many entries apart; what is moved next, `ahead`
+// entries further, is called into the caches.
+template <typename T>
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step, Isa isa);
+
 // out[c * out_stride + r] = in[r * in_stride + c].
 template <typename T>
 void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out, int64_t out_stride, Isa isa);

@@ -1,7 +1,6 @@
 #include "conv2d_layout.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
 #include "conv2d_kernels.h"
@@ -12,6 +11,7 @@ namespace {
 
 constexpr double most_entries = 1e13;
 constexpr int64_t bytes_together = 512 << 10;  // of the rows that are held at once: of a second cache
+constexpr int64_t vectors_together = 64;        // of a channel, at least: all weights are read for them
 
 // Zeros after a row that also serve the next row as those before it.
 int64_t shared_zeros(const Axis& axis) {
@@ -38,10 +38,12 @@ int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector) {
   return best;
 }
 
-// Rows of a result that are computed together, given what each of them and the `reach` rows beside them take.
-int64_t rows_together(int64_t rows, int64_t reach, int64_t bytes_of_row) {
+// Rows of a result of `vectors` each that are computed together, given what each of them and the `reach` rows beside
+// them take.
+int64_t rows_together(int64_t rows, int64_t vectors, int64_t reach, int64_t bytes_of_row) {
   const int64_t fit = bytes_together / std::max<int64_t>(1, bytes_of_row) - reach;
-  return std::max<int64_t>(1, std::min(rows, std::max(fit, reach)));  // half of what is moved, at least, is new
+  const int64_t least = (vectors_together + vectors - 1) / vectors;
+  return std::min(rows, std::max(fit, least));
 }
 
 // Source indices of phase `p`, from the first that has a place: they stand at consecutive places.
@@ -64,35 +66,16 @@ Span span_of(const Axis& axis, int64_t p) {
   return {source, place, std::max<int64_t>(0, std::min(left, axis.length - place))};
 }
 
+// Zeros on all sides of the image in what a phase's plane holds from `rows` on.
 template <typename T>
-LOTTERYKIT_INLINE void copy_entries(const T* in, int64_t count, T* out) {
-  constexpr int64_t step = 32 / sizeof(T);  // memcpy of a known size is two instructions; a call costs more
-  int64_t i = 0;
-  for (; i + step <= count; i += step) std::memcpy(out + i, in + i, sizeof(T) * step);
-  for (; i < count; ++i) out[i] = in[i];
-}
-
-// `count` pixels of `images` entries each, whose firsts stand so many entries apart.
-template <typename T>
-void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, T* out, int64_t out_step) {
-  if (in_step == images && out_step == images) return copy_entries(in, count * images, out);
-  if (images == 1) {
-    for (int64_t i = 0; i < count; ++i) out[i * out_step] = in[i * in_step];
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) copy_entries(in + i * in_step, images, out + i * out_step);
-}
-
-// Zeros on all sides of the image in a phase's plane.
-template <typename T>
-void clear_around(const Layout& layout, const Span& h, const Span& w, T* plane) {
-  T* end = plane;
+void clear_around(const Layout& layout, const Span& h, const Span& w, T* rows, T* plane_end) {
+  T* end = rows;
   for (int64_t r = 0; r < h.count && w.count > 0; ++r) {
-    T* row = plane + ((h.place + r) * layout.pitch + w.place) * layout.lanes;
+    T* row = rows + ((h.place + r) * layout.pitch + w.place) * layout.lanes;
     std::fill(end, row, T(0));
     end = row + w.count * layout.lanes;
   }
-  std::fill(end, plane + layout.plane, T(0));
+  std::fill(end, plane_end, T(0));
 }
 
 // Runs body(phase, height span in the rows of places [row, row + rows), width span).
@@ -145,7 +128,8 @@ Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector
   g = layout(c.out_channels, gh, gw, pitch, gh.length);
   const auto halve = [&](Layout& in, Layout& out, int64_t reach) {
     if (!leaves_by_rows(out)) return;
-    const int64_t rows = rows_together(out.height.length, reach, in.channels * in.phases() * pitch * lanes * bytes);
+    const int64_t vectors = (out.width.length * lanes + vector - 1) / vector;
+    const int64_t rows = rows_together(out.height.length, vectors, reach, in.channels * in.phases() * pitch * lanes * bytes);
     if (rows == out.height.length) return;
     const int64_t count = (out.height.length + rows - 1) / rows;  // as even as can be
     out = layout(out.channels, out.height, out.width, out.pitch, (out.height.length + count - 1) / count);
@@ -157,18 +141,21 @@ Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector
 
 template <typename T>
 void fill(const T* source, int64_t batch, Order order, const Layout& layout, int64_t first, int64_t images,
-          int64_t from, int64_t to, int64_t row, const uint8_t* used, T* tile, Isa isa) {
+          int64_t from, int64_t to, int64_t row, int64_t kept, const uint8_t* used, T* tile, Isa isa) {
   const int64_t height = layout.height.size, width = layout.width.size, pixels = height * width;
   const int64_t step = layout.width.stride, lanes = layout.lanes;
+  const int64_t begins = kept * layout.pitch * lanes, count = layout.rows - kept;
   const T* image = source + first * layout.channels * pixels;
   if (order == Order::channels_last) {
-    if (images < lanes) std::fill(tile, tile + (to - from) * layout.channel(), T(0));
-    for_each_phase(layout, row, layout.rows, [&](int64_t phase, const Span& h, const Span& w) {
-      for (int64_t c = 0; c < to - from && images == lanes; ++c)
-        clear_around(layout, h, w, tile + c * layout.channel() + phase * layout.plane);
+    for_each_phase(layout, row + kept, count, [&](int64_t phase, const Span& h, const Span& w) {
+      for (int64_t c = 0; c < to - from; ++c) {
+        T* plane = tile + c * layout.channel() + phase * layout.plane;
+        if (images < lanes) std::fill(plane + begins, plane + layout.plane, T(0));
+        else clear_around(layout, h, w, plane + begins, plane + layout.plane);
+      }
       for (int64_t r = 0; r < h.count; ++r) {
         const T* in = image + ((h.source + r * layout.height.stride) * width + w.source) * layout.channels + from;
-        T* out = tile + phase * layout.plane + ((h.place + r) * layout.pitch + w.place) * lanes;
+        T* out = tile + phase * layout.plane + begins + ((h.place + r) * layout.pitch + w.place) * lanes;
         if (lanes == 1) {
           transpose(in, step * layout.channels, w.count, to - from, out, layout.channel(), isa);
           continue;
@@ -182,33 +169,34 @@ void fill(const T* source, int64_t batch, Order order, const Layout& layout, int
   }
   const bool turns = order == Order::channels_first && lanes > 1;
   const bool at_once = turns && (step > 1 || width < 8);  // short rows are turned as one
-  const int64_t above = (row + layout.height.first) * layout.height.stride - layout.height.shift;
+  const int64_t above = (row + kept + layout.height.first) * layout.height.stride - layout.height.shift;
   const int64_t begin = std::max<int64_t>(0, above);  // rows of the source that have places here
-  const int64_t end = std::max(begin, std::min(height, above + layout.rows * layout.height.stride));
+  const int64_t end = std::max(begin, std::min(height, above + count * layout.height.stride));
   const Scratch<T> turned(at_once ? (end - begin) * width * lanes : 0);
   for (int64_t c = from; c < to; ++c) {
     if (!used[c]) continue;
     const T* in = image + c * pixels;
     T* channel = tile + (c - from) * layout.channel();
-    if (images < lanes) std::fill(channel, channel + layout.channel(), T(0));
     if (at_once) {
       if (images < lanes) std::fill(turned.get(), turned.get() + (end - begin) * width * lanes, T(0));
       transpose(in + begin * width, layout.channels * pixels, images, (end - begin) * width, turned.get(), lanes, isa);
     }
-    for_each_phase(layout, row, layout.rows, [&](int64_t phase, const Span& h, const Span& w) {
-      if (images == lanes) clear_around(layout, h, w, channel + phase * layout.plane);
+    for_each_phase(layout, row + kept, count, [&](int64_t phase, const Span& h, const Span& w) {
+      T* plane = channel + phase * layout.plane;
+      if (images < lanes) std::fill(plane + begins, plane + layout.plane, T(0));
+      else clear_around(layout, h, w, plane + begins, plane + layout.plane);
       for (int64_t r = 0; r < h.count; ++r) {
         const int64_t pixel = (h.source + r * layout.height.stride) * width + w.source;
-        T* out = channel + phase * layout.plane + ((h.place + r) * layout.pitch + w.place) * lanes;
+        T* out = plane + begins + ((h.place + r) * layout.pitch + w.place) * lanes;
         if (order == Order::batch_last) {
           const T* own = source + (c * pixels + pixel) * batch + first;
-          move_pixels(own, step * batch, w.count, images, out, lanes);
+          move_pixels(own, step * batch, w.count, images, pixels * batch, out, lanes, isa);
         } else if (at_once) {
-          move_pixels(turned.get() + (pixel - begin * width) * lanes, step * lanes, w.count, lanes, out, lanes);
+          move_pixels(turned.get() + (pixel - begin * width) * lanes, step * lanes, w.count, lanes, 0, out, lanes, isa);
         } else if (turns) {
           transpose(in + pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
         } else {
-          move_pixels(in + pixel, step, w.count, 1, out, 1);
+          move_pixels(in + pixel, step, w.count, 1, 0, out, 1, isa);
         }
       }
     });
@@ -234,11 +222,11 @@ void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, i
     std::fill(turned.get(), turned.get() + in_turned, T(0));  // pixels that no tap reads
   const auto move_row = [&](const T* in, int64_t pixel, int64_t count, int64_t c) {
     if (order == Order::batch_last)
-      move_pixels(in, lanes, count, images, target + (c * pixels + pixel) * batch + first, step * batch);
+      move_pixels(in, lanes, count, images, 0, target + (c * pixels + pixel) * batch + first, step * batch, isa);
     else if (turns)
-      move_pixels(in, lanes, count, lanes, turned.get() + pixel * lanes, step * lanes);
+      move_pixels(in, lanes, count, lanes, 0, turned.get() + pixel * lanes, step * lanes, isa);
     else
-      move_pixels(in, 1, count, 1, image + c * pixels + pixel, step);
+      move_pixels(in, 1, count, 1, 0, image + c * pixels + pixel, step, isa);
   };
   const auto move_last = [&](const T* in, int64_t pixel, int64_t count) {
     T* out = image + pixel * layout.channels + from;
@@ -263,9 +251,9 @@ void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, i
 }
 
 template void fill(const float*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
-                   const uint8_t*, float*, Isa);
+                   int64_t, const uint8_t*, float*, Isa);
 template void fill(const double*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
-                   const uint8_t*, double*, Isa);
+                   int64_t, const uint8_t*, double*, Isa);
 template void drain(const float*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float*, int64_t,
                     Order, Isa);
 template void drain(const double*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double*,

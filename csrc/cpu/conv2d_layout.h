@@ -45,11 +45,11 @@ struct Block {
 };
 
 // Channels [from, to) of images [first, first + images) of `source`, a batch in `order`, into a tile whose channel
-// `from` stands at `tile`: the rows of places from `row` on. Channels that `used` does not name keep what they held.
-// Lanes without an image hold 0.
+// `from` stands at `tile`: the rows of places from `row` on, of which the first `kept` are there already. Channels
+// that `used` does not name keep what they held. Lanes without an image hold 0.
 template <typename T>
 void fill(const T* source, int64_t batch, Order order, const Layout& layout, int64_t first, int64_t images,
-          int64_t from, int64_t to, int64_t row, const uint8_t* used, T* tile, Isa isa);
+          int64_t from, int64_t to, int64_t row, int64_t kept, const uint8_t* used, T* tile, Isa isa);
 
 // Whether images can leave a few rows at a time.
 inline bool leaves_by_rows(const Layout& layout) {
