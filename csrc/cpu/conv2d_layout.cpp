@@ -30,10 +30,11 @@ double cost_of(const Convolution& conv, int64_t pitch, int64_t lanes, int vector
   return taken * double(runs) * double(tiles);
 }
 
-int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector) {
+// `least`: lanes that are moved well.
+int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector, int64_t least_lanes) {
   int64_t best = 1;
   double least = cost_of(conv, pitch, 1, vector);
-  for (int64_t lanes = std::max(8, vector); lanes <= 64; lanes *= 2)
+  for (int64_t lanes = least_lanes; lanes <= 64; lanes *= 2)
     if (const double cost = cost_of(conv, pitch, lanes, vector); cost < least) best = lanes, least = cost;
   return best;
 }
@@ -110,7 +111,8 @@ Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector
   };
   const Axis gh = around(c.out_height, steps_h, dh), gw = around(c.out_width, steps_w, dw);
   const int64_t pitch = std::max(xw.length - shared_zeros(xw), gw.length - shared_zeros(gw));
-  lanes = best_lanes(c, pitch, vector);
+  const bool batch_last = c.order == Order::batch_last;  // where part of a cache line costs as much as the whole
+  lanes = best_lanes(c, pitch, vector, std::max(std::max(8, vector), batch_last ? 64 / bytes : 0));
   tiles = (c.batch + lanes - 1) / lanes;
   const auto layout = [&](int64_t channels, const Axis& h, const Axis& w, int64_t row, int64_t rows) {
     // and what a vector reads beyond its end
