@@ -12,8 +12,9 @@ namespace lotterykit {
 // they are, and never turned.
 enum class Order { channels_first, channels_last, batch_last };
 
-// x [batch, in_channels, height, width], y [batch, out_channels, out_height, out_width], both in one order. W [out_channels, in_channels / groups * kernel_height * kernel_width] is a Structure of one block.
-// Padding is what stands before the first row and column; what follows the last is implied by y's size.
+// x [batch, in_channels, height, width], y [batch, out_channels, out_height, out_width], both in one order.
+// W [out_channels, in_channels / groups * kernel_height * kernel_width] is a Structure of one block. Padding is what
+// stands before the first row and column; what follows the last is implied by y's size.
 struct Convolution {
   int64_t batch, in_channels, height, width, out_channels, out_height, out_width;
   int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;

@@ -144,17 +144,18 @@ struct FoldPlain {
 };
 
 template <typename T>
-void moves_plain(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+void moves_plain(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step) {
   moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
 void products_plain(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-    const Stage<T>& stage, const Stretch<T>& out) {
+                    const Stage<T>& stage, const Stretch<T>& out) {
   products_body<T, 32, n>(x, taps, from, to, bias, stage, out);
 }
 template <typename T, int n>
 void samples_plain(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
-    T* dvalues) {
+                   T* dvalues) {
   samples_body<T, 32, n, FoldPlain>(held, x, taps, from, to, dvalues);
 }
 
@@ -187,31 +188,33 @@ struct FoldAvx512 : FoldPlain {
 };
 
 template <typename T>
-LOTTERYKIT_AVX2 void moves_avx2(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+LOTTERYKIT_AVX2 void moves_avx2(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                int64_t out_step) {
   moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
 LOTTERYKIT_AVX2 void products_avx2(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-    const Stage<T>& stage, const Stretch<T>& out) {
+                                   const Stage<T>& stage, const Stretch<T>& out) {
   products_body<T, 32, n>(x, taps, from, to, bias, stage, out);
 }
 template <typename T, int n>
-LOTTERYKIT_AVX2 void samples_avx2(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
-    T* dvalues) {
+LOTTERYKIT_AVX2 void samples_avx2(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from,
+                                  int64_t to, T* dvalues) {
   samples_body<T, 32, n, FoldAvx2>(held, x, taps, from, to, dvalues);
 }
 template <typename T>
-LOTTERYKIT_AVX512 void moves_avx512(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step) {
+LOTTERYKIT_AVX512 void moves_avx512(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                    int64_t out_step) {
   moves_body<T, 64>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
 LOTTERYKIT_AVX512 void products_avx512(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-    const Stage<T>& stage, const Stretch<T>& out) {
+                                       const Stage<T>& stage, const Stretch<T>& out) {
   products_body<T, 64, n>(x, taps, from, to, bias, stage, out);
 }
 template <typename T, int n>
-LOTTERYKIT_AVX512 void samples_avx512(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
-    T* dvalues) {
+LOTTERYKIT_AVX512 void samples_avx512(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from,
+                                      int64_t to, T* dvalues) {
   samples_body<T, 64, n, FoldAvx512>(held, x, taps, from, to, dvalues);
 }
 
@@ -251,7 +254,8 @@ LOTTERYKIT_AVX2 void transpose_avx2(const float* in, int64_t in_stride, int64_t 
 #endif  // LOTTERYKIT_X86
 
 template <typename T>
-using Products = void (*)(const T*, const Taps<T>&, int64_t, int64_t, const T*, const Stage<T>&, const Stretch<T>&);
+using Products = void (*)(const T*, const Taps<T>&, int64_t, int64_t, const T*, const Stage<T>&,
+                          const Stretch<T>&);
 template <typename T>
 using Samples = void (*)(const Stretch<const T>&, const T*, const Taps<T>&, int64_t, int64_t, T*);
 
@@ -295,7 +299,8 @@ void conv_samples(const Stretch<const T>& held, const T* x, const Taps<T>& taps,
 }
 
 template <typename T>
-void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out, int64_t out_step, Isa isa) {
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step, Isa isa) {
 #ifdef LOTTERYKIT_X86
   if (isa == Isa::avx512) return moves_avx512(in, in_step, count, images, ahead, out, out_step);
   if (isa == Isa::avx2) return moves_avx2(in, in_step, count, images, ahead, out, out_step);

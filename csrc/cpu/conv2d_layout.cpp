@@ -111,8 +111,8 @@ Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector
   };
   const Axis gh = around(c.out_height, steps_h, dh), gw = around(c.out_width, steps_w, dw);
   const int64_t pitch = std::max(xw.length - shared_zeros(xw), gw.length - shared_zeros(gw));
-  const bool batch_last = c.order == Order::batch_last;  // where part of a cache line costs as much as the whole
-  lanes = best_lanes(c, pitch, vector, std::max(std::max(8, vector), batch_last ? 64 / bytes : 0));
+  const int line = c.order == Order::batch_last ? 64 / bytes : 0;  // a part of it costs as much as the whole
+  lanes = best_lanes(c, pitch, vector, std::max({8, vector, line}));
   tiles = (c.batch + lanes - 1) / lanes;
   const auto layout = [&](int64_t channels, const Axis& h, const Axis& w, int64_t row, int64_t rows) {
     // and what a vector reads beyond its end
@@ -131,7 +131,8 @@ Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector
   const auto halve = [&](Layout& in, Layout& out, int64_t reach) {
     if (!leaves_by_rows(out)) return;
     const int64_t vectors = (out.width.length * lanes + vector - 1) / vector;
-    const int64_t rows = rows_together(out.height.length, vectors, reach, in.channels * in.phases() * pitch * lanes * bytes);
+    const int64_t bytes_of_row = in.channels * in.phases() * pitch * lanes * bytes;
+    const int64_t rows = rows_together(out.height.length, vectors, reach, bytes_of_row);
     if (rows == out.height.length) return;
     const int64_t count = (out.height.length + rows - 1) / rows;  // as even as can be
     out = layout(out.channels, out.height, out.width, out.pitch, (out.height.length + count - 1) / count);
@@ -194,7 +195,8 @@ void fill(const T* source, int64_t batch, Order order, const Layout& layout, int
           const T* own = source + (c * pixels + pixel) * batch + first;
           move_pixels(own, step * batch, w.count, images, pixels * batch, out, lanes, isa);
         } else if (at_once) {
-          move_pixels(turned.get() + (pixel - begin * width) * lanes, step * lanes, w.count, lanes, 0, out, lanes, isa);
+          const T* own = turned.get() + (pixel - begin * width) * lanes;
+          move_pixels(own, step * lanes, w.count, lanes, 0, out, lanes, isa);
         } else if (turns) {
           transpose(in + pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
         } else {

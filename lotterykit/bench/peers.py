@@ -85,7 +85,7 @@ def _dense_masked(problem: Problem, order: Order = "channels_first") -> Contende
     layer: Layer = problem.inputs
     product = _of_torch(problem)
     weight = _leaf(in_order(layer.weight, order))
-    mask = layer.mask.to(weight.dtype).contiguous(memory_format=layout)
+    mask = in_order(layer.mask.to(weight.dtype), order)
     return through_autograd(problem, lambda x: product(x, weight * mask), weight, _kept(layer), order)
 
 
