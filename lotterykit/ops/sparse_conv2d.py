@@ -58,8 +58,9 @@ def sparse_conv2d(
 
     x: `[N, in, H, W]` or `[in, H, W]`, contiguous, channels-last or `batch_last`, which y then is too;
     values: `[nnz]`, W's kept weights in the order of `csr`, the structure of W `[out, in / groups, kh, kw]`
-    flattened to `[out, in / groups * kh * kw]`; bias: `[out]` or None; padding: ints, "valid" or "same"; activation: None
-    or "relu". Returns `[N, out, H', W']`. Differentiable (any number of times) in x, values and bias.
+    flattened to `[out, in / groups * kh * kw]`; bias: `[out]` or None; padding: ints, "valid" or "same";
+    activation: None or "relu". Returns `[N, out, H', W']`. Differentiable (any number of times) in x, values
+    and bias.
     Autocast does not lower it: x and bias are raised to the dtype of `values` there. Inside `torch.func`
     transforms the reference runs. "Masked means absent" holds for y on the backend cpu; in the reference, a
     dense convolution, an x that is not finite meets the zeros of pruned weights as well, and on both the
@@ -94,8 +95,9 @@ def batch_last(x: Tensor) -> Tensor:
 
     In this order `sparse_conv2d` turns no images, neither x nor gradients, and y has it again, so that it
     holds from layer to layer as channels-last does. Elementwise operations keep it; torch's batch norm,
-    pooling and convolutions return contiguous images, which `batch_last` brings back. It pays at low densities and for
-    batches of a multiple of 16. Differentiable. Raises `ArgumentError` where x has not four dimensions.
+    pooling and convolutions return contiguous images, which `batch_last` brings back. It pays at low
+    densities and for batches of a multiple of 16. Differentiable.
+    Raises `ArgumentError` where x has not four dimensions.
 
     >>> batch_last(torch.zeros(16, 3, 4, 5)).stride()
     (1, 320, 80, 16)
