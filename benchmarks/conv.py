@@ -3,8 +3,10 @@
     python benchmarks/conv.py [--shapes 32x64x32x64] [--densities .4,.1,.05,.01] [--threads 1]
 
 Shapes are batch x in x height and width x out, padding 1, float32, through autograd, the gradient of x
-included; ours and torch's in NCHW and in channels-last. This is `lotterykit bench conv` with the goals' grid;
-it writes results/<machine>-conv.json.
+included; ours and torch's in NCHW and in channels-last, ours also batch-last, the order that
+`lotterykit.ops.batch_last` gives and sparse convolutions keep. Every peer gets x and the gradient of y in its
+own order and leaves y and the gradient of x in it: what brings images into an order is not timed. This is
+`lotterykit bench conv` with the goals' grid; it writes results/<machine>-conv.json.
 """
 
 from __future__ import annotations

@@ -382,14 +382,14 @@ void def_flow(py::module_& m, const std::string& type) {
       .def("chain_scores", &run_flow_scores<T>);
 }
 
-// The fields of Convolution in their order; channels_last is 0 or 1.
+// The fields of Convolution in their order.
 using PyConvolution = std::array<int64_t, 17>;
 
 Convolution convolution_of(const PyConvolution& c) {
   const Convolution conv{c[0], c[1], c[2],  c[3],  c[4],  c[5],  c[6],  c[7],
-                         c[8], c[9], c[10], c[11], c[12], c[13], c[14], c[15], c[16] != 0};
+                         c[8], c[9], c[10], c[11], c[12], c[13], c[14], c[15], Order(c[16])};
   if (*std::min_element(c.begin(), c.end()) < 0 || conv.groups < 1 || conv.stride_height < 1 ||
-      conv.stride_width < 1 || conv.out_height < 1 || conv.out_width < 1)
+      conv.stride_width < 1 || conv.out_height < 1 || conv.out_width < 1 || c[16] > int64_t(Order::batch_last))
     throw std::invalid_argument("malformed convolution");
   return conv;
 }

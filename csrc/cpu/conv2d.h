@@ -7,14 +7,19 @@
 
 namespace lotterykit {
 
-// x [batch, in_channels, height, width], y [batch, out_channels, out_height, out_width]; both contiguous, or both
-// channels-last. W [out_channels, in_channels / groups * kernel_height * kernel_width] is a Structure of one block.
-// Padding is what stands before the first row and column; what follows the last is implied by y's size.
+// How images are stored: [batch][channel][row][column], [batch][row][column][channel] or
+// [channel][row][column][batch]. The last is the kernels' own: such images are copied, or read and written where
+// they are, and never turned.
+enum class Order { channels_first, channels_last, batch_last };
+
+// x [batch, in_channels, height, width], y [batch, out_channels, out_height, out_width], both in one order.
+// W [out_channels, in_channels / groups * kernel_height * kernel_width] is a Structure of one block. Padding is what
+// stands before the first row and column; what follows the last is implied by y's size.
 struct Convolution {
   int64_t batch, in_channels, height, width, out_channels, out_height, out_width;
   int64_t kernel_height, kernel_width, stride_height, stride_width, padding_height, padding_width;
   int64_t dilation_height, dilation_width, groups;
-  bool channels_last;
+  Order order;
 };
 
 // values [nnz] in CSR order, bias [out_channels] or null. False: stopped.

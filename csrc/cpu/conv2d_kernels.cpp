@@ -9,8 +9,6 @@
 namespace lotterykit {
 namespace {
 
-
-
 template <typename T, int bytes>
 struct Vector {
   typedef T Value __attribute__((vector_size(bytes)));
@@ -21,7 +19,7 @@ struct Vector {
 // chains: sums that run side by side where few vectors would wait for each other.
 template <typename T, int bytes, int n>
 LOTTERYKIT_INLINE void products_body(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-                                     Stage stage, T* out, int64_t stride) {
+                                     const Stage<T>& stage, const Stretch<T>& out) {
   using V = Vector<T, bytes>;
   using Value = typename V::Value;
   using Loose = typename V::Loose;
@@ -29,13 +27,17 @@ LOTTERYKIT_INLINE void products_body(const T* x, const Taps<T>& taps, int64_t fr
   for (int64_t r = from; r < to; ++r) {
     int64_t k = taps.first[r];
     const int64_t last = taps.last[r];
-    if (k == last && !stage.begins && !stage.relu) continue;
-    T* row = out + (r - from) * stride;
+    if (k == last && !stage.begins && !stage.ends) continue;
+    T* held = stage.sums + (r - from) * stage.stride;
+    if (stage.ends) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) __builtin_prefetch(out.data + (r + 1 - from) * out.stride + out.at[i], 1);
+    }
     Value sum[chains][n];
     const T start = bias == nullptr ? T(0) : bias[r];
 #pragma GCC unroll 8
     for (int i = 0; i < n; ++i)
-      sum[0][i] = stage.begins ? Value{} + start : *reinterpret_cast<const Loose*>(row + i * V::width);
+      sum[0][i] = stage.begins ? Value{} + start : *reinterpret_cast<const Loose*>(held + i * V::width);
 #pragma GCC unroll 4
     for (int c = 1; c < chains; ++c)
 #pragma GCC unroll 8
@@ -56,18 +58,26 @@ LOTTERYKIT_INLINE void products_body(const T* x, const Taps<T>& taps, int64_t fr
       for (int i = 0; i < n; ++i) sum[0][i] += value * *reinterpret_cast<const Loose*>(at + i * V::width);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) {
+    for (int i = 0; i < n; ++i)
 #pragma GCC unroll 4
       for (int c = 1; c < chains; ++c) sum[0][i] += sum[c][i];
+    if (!stage.ends) {
+#pragma GCC unroll 8
+      for (int i = 0; i < n; ++i) *reinterpret_cast<Loose*>(held + i * V::width) = sum[0][i];
+      continue;
+    }
+    T* row = out.data + (r - from) * out.stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) {
       if (stage.relu) sum[0][i] = sum[0][i] < T(0) ? Value{} : sum[0][i];  // NaN stays
-      *reinterpret_cast<Loose*>(row + i * V::width) = sum[0][i];
+      *reinterpret_cast<Loose*>(row + out.at[i]) = sum[0][i];
     }
   }
 }
 
 // fold adds the entries of four vectors to four places.
 template <typename T, int bytes, int n, typename Fold>
-LOTTERYKIT_INLINE void samples_body(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from,
+LOTTERYKIT_INLINE void samples_body(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from,
                                     int64_t to, T* dvalues) {
   using V = Vector<T, bytes>;
   using Value = typename V::Value;
@@ -75,9 +85,12 @@ LOTTERYKIT_INLINE void samples_body(const T* g, int64_t g_stride, const T* x, co
   for (int64_t r = from; r < to; ++r) {
     const int64_t last = taps.last[r];
     if (taps.first[r] == last) continue;
+    const T* own = held.data + (r - from) * held.stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i) __builtin_prefetch(own + held.stride + held.at[i]);
     Value row[n];
 #pragma GCC unroll 8
-    for (int i = 0; i < n; ++i) row[i] = *reinterpret_cast<const Loose*>(g + r * g_stride + i * V::width);
+    for (int i = 0; i < n; ++i) row[i] = *reinterpret_cast<const Loose*>(own + held.at[i]);
     for (int64_t k = taps.first[r]; k < last; k += 4) {
       Value sums[4];
       const int64_t left = last - k;
@@ -98,6 +111,28 @@ LOTTERYKIT_INLINE void samples_body(const T* g, int64_t g_stride, const T* x, co
   }
 }
 
+template <typename T, int bytes>
+LOTTERYKIT_INLINE void copy_entries(const T* in, int64_t count, int64_t ahead, T* out) {
+  using V = Vector<T, bytes>;
+  using Loose = typename V::Loose;
+  int64_t i = 0;
+  for (; i + V::width <= count; i += V::width) {
+    __builtin_prefetch(in + i + ahead);
+    *reinterpret_cast<Loose*>(out + i) = *reinterpret_cast<const Loose*>(in + i);
+  }
+  for (; i < count; ++i) out[i] = in[i];
+}
+
+template <typename T, int bytes>
+LOTTERYKIT_INLINE void moves_body(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                  int64_t out_step) {
+  if (in_step == images && out_step == images) return copy_entries<T, bytes>(in, count * images, ahead, out);
+  if (images == 1)
+    for (int64_t i = 0; i < count; ++i) out[i * out_step] = in[i * in_step];
+  else
+    for (int64_t i = 0; i < count; ++i) copy_entries<T, bytes>(in + i * in_step, images, ahead, out + i * out_step);
+}
+
 struct FoldPlain {
   template <typename Value, typename T>
   static LOTTERYKIT_INLINE void run(const Value (&sums)[4], T (&folded)[4]) {
@@ -108,15 +143,20 @@ struct FoldPlain {
   }
 };
 
-template <typename T, int n>
-void products_plain(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, Stage stage, T* out,
-                    int64_t stride) {
-  products_body<T, 32, n>(x, taps, from, to, bias, stage, out, stride);
+template <typename T>
+void moves_plain(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step) {
+  moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
-void samples_plain(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
+void products_plain(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
+                    const Stage<T>& stage, const Stretch<T>& out) {
+  products_body<T, 32, n>(x, taps, from, to, bias, stage, out);
+}
+template <typename T, int n>
+void samples_plain(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
                    T* dvalues) {
-  samples_body<T, 32, n, FoldPlain>(g, g_stride, x, taps, from, to, dvalues);
+  samples_body<T, 32, n, FoldPlain>(held, x, taps, from, to, dvalues);
 }
 
 template <typename T>
@@ -147,25 +187,35 @@ struct FoldAvx512 : FoldPlain {
   }
 };
 
-template <typename T, int n>
-LOTTERYKIT_AVX2 void products_avx2(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-                                   Stage stage, T* out, int64_t stride) {
-  products_body<T, 32, n>(x, taps, from, to, bias, stage, out, stride);
+template <typename T>
+LOTTERYKIT_AVX2 void moves_avx2(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                int64_t out_step) {
+  moves_body<T, 32>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
-LOTTERYKIT_AVX2 void samples_avx2(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from,
+LOTTERYKIT_AVX2 void products_avx2(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
+                                   const Stage<T>& stage, const Stretch<T>& out) {
+  products_body<T, 32, n>(x, taps, from, to, bias, stage, out);
+}
+template <typename T, int n>
+LOTTERYKIT_AVX2 void samples_avx2(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from,
                                   int64_t to, T* dvalues) {
-  samples_body<T, 32, n, FoldAvx2>(g, g_stride, x, taps, from, to, dvalues);
+  samples_body<T, 32, n, FoldAvx2>(held, x, taps, from, to, dvalues);
+}
+template <typename T>
+LOTTERYKIT_AVX512 void moves_avx512(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                                    int64_t out_step) {
+  moves_body<T, 64>(in, in_step, count, images, ahead, out, out_step);
 }
 template <typename T, int n>
 LOTTERYKIT_AVX512 void products_avx512(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias,
-                                       Stage stage, T* out, int64_t stride) {
-  products_body<T, 64, n>(x, taps, from, to, bias, stage, out, stride);
+                                       const Stage<T>& stage, const Stretch<T>& out) {
+  products_body<T, 64, n>(x, taps, from, to, bias, stage, out);
 }
 template <typename T, int n>
-LOTTERYKIT_AVX512 void samples_avx512(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from,
+LOTTERYKIT_AVX512 void samples_avx512(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from,
                                       int64_t to, T* dvalues) {
-  samples_body<T, 64, n, FoldAvx512>(g, g_stride, x, taps, from, to, dvalues);
+  samples_body<T, 64, n, FoldAvx512>(held, x, taps, from, to, dvalues);
 }
 
 // Both halves of a column of 4 come from memory, which saves a third of the shuffles.
@@ -204,9 +254,10 @@ LOTTERYKIT_AVX2 void transpose_avx2(const float* in, int64_t in_stride, int64_t 
 #endif  // LOTTERYKIT_X86
 
 template <typename T>
-using Products = void (*)(const T*, const Taps<T>&, int64_t, int64_t, const T*, Stage, T*, int64_t);
+using Products = void (*)(const T*, const Taps<T>&, int64_t, int64_t, const T*, const Stage<T>&,
+                          const Stretch<T>&);
 template <typename T>
-using Samples = void (*)(const T*, int64_t, const T*, const Taps<T>&, int64_t, int64_t, T*);
+using Samples = void (*)(const Stretch<const T>&, const T*, const Taps<T>&, int64_t, int64_t, T*);
 
 // The kernels for 1 to most_vectors vectors, in that order.
 template <typename T>
@@ -236,15 +287,26 @@ const Kernels<T>& kernels(Isa isa) {
 }  // namespace
 
 template <typename T>
-void conv_products(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, Stage stage, int vectors,
-                   T* out, int64_t stride, Isa isa) {
-  kernels<T>(isa).products[vectors - 1](x, taps, from, to, bias, stage, out, stride);
+void conv_products(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, const Stage<T>& stage,
+                   int vectors, const Stretch<T>& out, Isa isa) {
+  kernels<T>(isa).products[vectors - 1](x, taps, from, to, bias, stage, out);
 }
 
 template <typename T>
-void conv_samples(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
+void conv_samples(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
                   int vectors, T* dvalues, Isa isa) {
-  kernels<T>(isa).samples[vectors - 1](g, g_stride, x, taps, from, to, dvalues);
+  kernels<T>(isa).samples[vectors - 1](held, x, taps, from, to, dvalues);
+}
+
+template <typename T>
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step, Isa isa) {
+#ifdef LOTTERYKIT_X86
+  if (isa == Isa::avx512) return moves_avx512(in, in_step, count, images, ahead, out, out_step);
+  if (isa == Isa::avx2) return moves_avx2(in, in_step, count, images, ahead, out, out_step);
+#endif
+  (void)isa;
+  moves_plain(in, in_step, count, images, ahead, out, out_step);
 }
 
 template <>
@@ -263,13 +325,15 @@ void transpose(const double* in, int64_t in_stride, int64_t rows, int64_t cols, 
   transpose_plain(in, in_stride, 0, rows, 0, cols, out, out_stride);
 }
 
-template void conv_products(const float*, const Taps<float>&, int64_t, int64_t, const float*, Stage, int, float*,
-                            int64_t, Isa);
-template void conv_products(const double*, const Taps<double>&, int64_t, int64_t, const double*, Stage, int, double*,
-                            int64_t, Isa);
-template void conv_samples(const float*, int64_t, const float*, const Taps<float>&, int64_t, int64_t, int, float*,
-                           Isa);
-template void conv_samples(const double*, int64_t, const double*, const Taps<double>&, int64_t, int64_t, int,
+template void conv_products(const float*, const Taps<float>&, int64_t, int64_t, const float*, const Stage<float>&,
+                            int, const Stretch<float>&, Isa);
+template void conv_products(const double*, const Taps<double>&, int64_t, int64_t, const double*,
+                            const Stage<double>&, int, const Stretch<double>&, Isa);
+template void conv_samples(const Stretch<const float>&, const float*, const Taps<float>&, int64_t, int64_t, int,
+                           float*, Isa);
+template void conv_samples(const Stretch<const double>&, const double*, const Taps<double>&, int64_t, int64_t, int,
                            double*, Isa);
+template void move_pixels(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t, Isa);
+template void move_pixels(const double*, int64_t, int64_t, int64_t, int64_t, double*, int64_t, Isa);
 
 }  // namespace lotterykit

@@ -18,9 +18,21 @@ struct Taps {
   const T* values;
 };
 
-// What is done with sums: those that do not begin go on from `out`.
+// Where the vectors of a block stand: vector i of a row at data[row * stride + at[i]], rows counted from a call's
+// first.
+template <typename T>
+struct Stretch {
+  T* data;
+  int64_t stride;
+  int64_t at[most_vectors];
+};
+
+// Sums that do not begin go on from those of rows `stride` apart at `sums`; those that do not end go there.
+template <typename T>
 struct Stage {
-  bool begins, relu;
+  bool begins, ends, relu;
+  T* sums;
+  int64_t stride;
 };
 
 // Entries of a vector.
@@ -29,16 +41,22 @@ inline int vector_width(Isa isa) {
   return (isa == Isa::avx512 ? 64 : 32) / int(sizeof(T));
 }
 
-// Rows [from, to): out[(r - from) * stride ...] = act(bias[r] + sum of values[k] * x[offsets[k] ...]) over
-// `vectors` consecutive vectors, 1 to most_vectors.
+// Rows [from, to): act(bias[r] + sum of values[k] * x[offsets[k] ...]) over `vectors` vectors, 1 to most_vectors,
+// consecutive in x, to `out`.
 template <typename T>
-void conv_products(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, Stage stage,
-                   int vectors, T* out, int64_t stride, Isa isa);
+void conv_products(const T* x, const Taps<T>& taps, int64_t from, int64_t to, const T* bias, const Stage<T>& stage,
+                   int vectors, const Stretch<T>& out, Isa isa);
 
-// Rows [from, to): dvalues[k] += the dot product of g[r * g_stride ...] and x[offsets[k] ...] over the vectors.
+// Rows [from, to): dvalues[k] += the dot product of the row in `held` and x[offsets[k] ...] over the vectors.
 template <typename T>
-void conv_samples(const T* g, int64_t g_stride, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
+void conv_samples(const Stretch<const T>& held, const T* x, const Taps<T>& taps, int64_t from, int64_t to,
                   int vectors, T* dvalues, Isa isa);
+
+// `count` pixels of `images` entries each, whose firsts stand so many entries apart; what is moved next, `ahead`
+// entries further, is called into the caches.
+template <typename T>
+void move_pixels(const T* in, int64_t in_step, int64_t count, int64_t images, int64_t ahead, T* out,
+                 int64_t out_step, Isa isa);
 
 // out[c * out_stride + r] = in[r * in_stride + c].
 template <typename T>

@@ -1,7 +1,6 @@
 #include "conv2d_layout.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
 #include "conv2d_kernels.h"
@@ -11,6 +10,8 @@ namespace lotterykit {
 namespace {
 
 constexpr double most_entries = 1e13;
+constexpr int64_t bytes_together = 512 << 10;  // of the rows that are held at once: of a second cache
+constexpr int64_t vectors_together = 64;        // of a channel, at least: all weights are read for them
 
 // Zeros after a row that also serve the next row as those before it.
 int64_t shared_zeros(const Axis& axis) {
@@ -29,17 +30,33 @@ double cost_of(const Convolution& conv, int64_t pitch, int64_t lanes, int vector
   return taken * double(runs) * double(tiles);
 }
 
-int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector) {
+// `least`: lanes that are moved well.
+int64_t best_lanes(const Convolution& conv, int64_t pitch, int vector, int64_t least_lanes) {
   int64_t best = 1;
   double least = cost_of(conv, pitch, 1, vector);
-  for (int64_t lanes = std::max(8, vector); lanes <= 64; lanes *= 2)
+  for (int64_t lanes = least_lanes; lanes <= 64; lanes *= 2)
     if (const double cost = cost_of(conv, pitch, lanes, vector); cost < least) best = lanes, least = cost;
   return best;
+}
+
+// Rows of a result of `vectors` each that are computed together, given what each of them and the `reach` rows beside
+// them take.
+int64_t rows_together(int64_t rows, int64_t vectors, int64_t reach, int64_t bytes_of_row) {
+  const int64_t fit = bytes_together / std::max<int64_t>(1, bytes_of_row) - reach;
+  const int64_t least = (vectors_together + vectors - 1) / vectors;
+  return std::min(rows, std::max(fit, least));
 }
 
 // Source indices of phase `p`, from the first that has a place: they stand at consecutive places.
 struct Span {
   int64_t source, place, count;
+
+  // What of it stands in `rows` places from place `row` on, counted from there.
+  Span within(int64_t row, int64_t rows, int64_t stride) const {
+    const int64_t skipped = std::min(count, std::max<int64_t>(0, row - place));
+    const int64_t at = place + skipped - row;
+    return {source + skipped * stride, at, std::max<int64_t>(0, std::min(count - skipped, rows - at))};
+  }
 };
 
 Span span_of(const Axis& axis, int64_t p) {
@@ -50,49 +67,30 @@ Span span_of(const Axis& axis, int64_t p) {
   return {source, place, std::max<int64_t>(0, std::min(left, axis.length - place))};
 }
 
+// Zeros on all sides of the image in what a phase's plane holds from `rows` on.
 template <typename T>
-LOTTERYKIT_INLINE void copy_entries(const T* in, int64_t count, T* out) {
-  constexpr int64_t step = 32 / sizeof(T);  // memcpy of a known size is two instructions; a call costs more
-  int64_t i = 0;
-  for (; i + step <= count; i += step) std::memcpy(out + i, in + i, sizeof(T) * step);
-  for (; i < count; ++i) out[i] = in[i];
-}
-
-// Every `step`-th entry of a row or to a row.
-template <typename T>
-void gather_entries(const T* in, int64_t step, int64_t count, T* out) {
-  if (step == 1) return copy_entries(in, count, out);
-  for (int64_t i = 0; i < count; ++i) out[i] = in[i * step];
-}
-template <typename T>
-void scatter_entries(const T* in, int64_t count, T* out, int64_t step) {
-  if (step == 1) return copy_entries(in, count, out);
-  for (int64_t i = 0; i < count; ++i) out[i * step] = in[i];
-}
-
-// Zeros on all sides of the image in a phase's plane.
-template <typename T>
-void clear_around(const Layout& layout, const Span& h, const Span& w, T* plane) {
-  T* end = plane;
+void clear_around(const Layout& layout, const Span& h, const Span& w, T* rows, T* plane_end) {
+  T* end = rows;
   for (int64_t r = 0; r < h.count && w.count > 0; ++r) {
-    T* row = plane + ((h.place + r) * layout.pitch + w.place) * layout.lanes;
+    T* row = rows + ((h.place + r) * layout.pitch + w.place) * layout.lanes;
     std::fill(end, row, T(0));
     end = row + w.count * layout.lanes;
   }
-  std::fill(end, plane + layout.plane, T(0));
+  std::fill(end, plane_end, T(0));
 }
 
-// Runs body(phase, height span, width span).
+// Runs body(phase, height span in the rows of places [row, row + rows), width span).
 template <typename Body>
-void for_each_phase(const Layout& layout, Body body) {
+void for_each_phase(const Layout& layout, int64_t row, int64_t rows, Body body) {
   for (int64_t ph = 0; ph < layout.height.phases; ++ph)
     for (int64_t pw = 0; pw < layout.width.phases; ++pw)
-      body(ph * layout.width.phases + pw, span_of(layout.height, ph), span_of(layout.width, pw));
+      body(ph * layout.width.phases + pw, span_of(layout.height, ph).within(row, rows, layout.height.stride),
+           span_of(layout.width, pw));
 }
 
 }  // namespace
 
-Geometry::Geometry(const Convolution& c, int vector_) : vector(vector_) {
+Geometry::Geometry(const Convolution& c, int vector_, int bytes) : vector(vector_) {
   const int64_t reach_h = (c.kernel_height - 1) * c.dilation_height;
   const int64_t reach_w = (c.kernel_width - 1) * c.dilation_width;
   const int64_t steps_h = reach_h / c.stride_height, steps_w = reach_w / c.stride_width;
@@ -113,37 +111,54 @@ Geometry::Geometry(const Convolution& c, int vector_) : vector(vector_) {
   };
   const Axis gh = around(c.out_height, steps_h, dh), gw = around(c.out_width, steps_w, dw);
   const int64_t pitch = std::max(xw.length - shared_zeros(xw), gw.length - shared_zeros(gw));
-  lanes = best_lanes(c, pitch, vector);
+  const int line = c.order == Order::batch_last ? 64 / bytes : 0;  // a part of it costs as much as the whole
+  lanes = best_lanes(c, pitch, vector, std::max({8, vector, line}));
   tiles = (c.batch + lanes - 1) / lanes;
-  const auto plane = [&](const Axis& h, const Axis& w, int64_t row) {  // and what a vector reads beyond its end
+  const auto layout = [&](int64_t channels, const Axis& h, const Axis& w, int64_t row, int64_t rows) {
+    // and what a vector reads beyond its end
     const double entries = double(h.length + 1) * double(std::max(w.length, row) + vector) * double(lanes);
     if (entries * double(h.phases * w.phases) * double(c.in_channels + c.out_channels) > most_entries)
       throw std::bad_alloc();
-    return (((h.length - 1) * row + std::max(w.length, row)) * lanes + vector + 15) / 16 * 16;
+    const int64_t plane = (((rows - 1) * row + std::max(w.length, row)) * lanes + vector + 15) / 16 * 16;
+    return Layout{lanes, channels, h, w, row, rows, plane};
   };
   const Axis yh{c.out_height, 0, 1, 1, 0, c.out_height}, yw{c.out_width, 0, 1, 1, 0, c.out_width};
   const int64_t y_pitch = lanes == 1 ? pitch : c.out_width, dx_pitch = lanes == 1 ? pitch : dw.length;
-  x = {lanes, c.in_channels, xh, xw, pitch, plane(xh, xw, pitch)};
-  g = {lanes, c.out_channels, gh, gw, pitch, plane(gh, gw, pitch)};
-  y = {lanes, c.out_channels, yh, yw, y_pitch, plane(yh, yw, y_pitch)};
-  dx = {lanes, c.in_channels, dh, dw, dx_pitch, plane(dh, dw, dx_pitch)};
-  g_first = (gh.shift * pitch + gw.shift) * lanes;
+  y = layout(c.out_channels, yh, yw, y_pitch, yh.length);
+  dx = layout(c.in_channels, dh, dw, dx_pitch, dh.length);
+  x = layout(c.in_channels, xh, xw, pitch, xh.length);
+  g = layout(c.out_channels, gh, gw, pitch, gh.length);
+  const auto halve = [&](Layout& in, Layout& out, int64_t reach) {
+    if (!leaves_by_rows(out)) return;
+    const int64_t vectors = (out.width.length * lanes + vector - 1) / vector;
+    const int64_t bytes_of_row = in.channels * in.phases() * pitch * lanes * bytes;
+    const int64_t rows = rows_together(out.height.length, vectors, reach, bytes_of_row);
+    if (rows == out.height.length) return;
+    const int64_t count = (out.height.length + rows - 1) / rows;  // as even as can be
+    out = layout(out.channels, out.height, out.width, out.pitch, (out.height.length + count - 1) / count);
+    in = layout(in.channels, in.height, in.width, pitch, std::min(in.height.length, out.rows + reach));
+  };
+  halve(x, y, steps_h);
+  halve(g, dx, dh.first + gh.shift);
 }
 
 template <typename T>
-void fill(const T* source, bool channels_last, const Layout& layout, int64_t first, int64_t images, int64_t from,
-          int64_t to, const uint8_t* used, T* tile, Isa isa) {
+void fill(const T* source, int64_t batch, Order order, const Layout& layout, int64_t first, int64_t images,
+          int64_t from, int64_t to, int64_t row, int64_t kept, const uint8_t* used, T* tile, Isa isa) {
   const int64_t height = layout.height.size, width = layout.width.size, pixels = height * width;
   const int64_t step = layout.width.stride, lanes = layout.lanes;
+  const int64_t begins = kept * layout.pitch * lanes, count = layout.rows - kept;
   const T* image = source + first * layout.channels * pixels;
-  if (channels_last) {
-    if (images < lanes) std::fill(tile, tile + (to - from) * layout.channel(), T(0));
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
-      for (int64_t c = 0; c < to - from && images == lanes; ++c)
-        clear_around(layout, h, w, tile + c * layout.channel() + phase * layout.plane);
+  if (order == Order::channels_last) {
+    for_each_phase(layout, row + kept, count, [&](int64_t phase, const Span& h, const Span& w) {
+      for (int64_t c = 0; c < to - from; ++c) {
+        T* plane = tile + c * layout.channel() + phase * layout.plane;
+        if (images < lanes) std::fill(plane + begins, plane + layout.plane, T(0));
+        else clear_around(layout, h, w, plane + begins, plane + layout.plane);
+      }
       for (int64_t r = 0; r < h.count; ++r) {
         const T* in = image + ((h.source + r * layout.height.stride) * width + w.source) * layout.channels + from;
-        T* out = tile + phase * layout.plane + ((h.place + r) * layout.pitch + w.place) * lanes;
+        T* out = tile + phase * layout.plane + begins + ((h.place + r) * layout.pitch + w.place) * lanes;
         if (lanes == 1) {
           transpose(in, step * layout.channels, w.count, to - from, out, layout.channel(), isa);
           continue;
@@ -155,28 +170,38 @@ void fill(const T* source, bool channels_last, const Layout& layout, int64_t fir
     });
     return;
   }
-  const bool by_rows = lanes == 1 || (step == 1 && width >= 8);  // short rows are turned as one
-  const Scratch<T> turned(by_rows ? 0 : pixels * lanes);
+  const bool turns = order == Order::channels_first && lanes > 1;
+  const bool at_once = turns && (step > 1 || width < 8);  // short rows are turned as one
+  const int64_t above = (row + kept + layout.height.first) * layout.height.stride - layout.height.shift;
+  const int64_t begin = std::max<int64_t>(0, above);  // rows of the source that have places here
+  const int64_t end = std::max(begin, std::min(height, above + count * layout.height.stride));
+  const Scratch<T> turned(at_once ? (end - begin) * width * lanes : 0);
   for (int64_t c = from; c < to; ++c) {
     if (!used[c]) continue;
     const T* in = image + c * pixels;
     T* channel = tile + (c - from) * layout.channel();
-    if (images < lanes) std::fill(channel, channel + layout.channel(), T(0));
-    if (!by_rows) {
-      if (images < lanes) std::fill(turned.get(), turned.get() + pixels * lanes, T(0));
-      transpose(in, layout.channels * pixels, images, pixels, turned.get(), lanes, isa);
+    if (at_once) {
+      if (images < lanes) std::fill(turned.get(), turned.get() + (end - begin) * width * lanes, T(0));
+      transpose(in + begin * width, layout.channels * pixels, images, (end - begin) * width, turned.get(), lanes, isa);
     }
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
-      if (images == lanes) clear_around(layout, h, w, channel + phase * layout.plane);
+    for_each_phase(layout, row + kept, count, [&](int64_t phase, const Span& h, const Span& w) {
+      T* plane = channel + phase * layout.plane;
+      if (images < lanes) std::fill(plane + begins, plane + layout.plane, T(0));
+      else clear_around(layout, h, w, plane + begins, plane + layout.plane);
       for (int64_t r = 0; r < h.count; ++r) {
-        const int64_t from_pixel = (h.source + r * layout.height.stride) * width + w.source;
-        T* out = channel + phase * layout.plane + ((h.place + r) * layout.pitch + w.place) * lanes;
-        const T* row = turned.get() + from_pixel * lanes;
-        if (lanes == 1) gather_entries(in + from_pixel, step, w.count, out);
-        else if (by_rows) transpose(in + from_pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
-        else if (step == 1) copy_entries(row, w.count * lanes, out);
-        else
-          for (int64_t i = 0; i < w.count; ++i) copy_entries(row + i * step * lanes, lanes, out + i * lanes);
+        const int64_t pixel = (h.source + r * layout.height.stride) * width + w.source;
+        T* out = plane + begins + ((h.place + r) * layout.pitch + w.place) * lanes;
+        if (order == Order::batch_last) {
+          const T* own = source + (c * pixels + pixel) * batch + first;
+          move_pixels(own, step * batch, w.count, images, pixels * batch, out, lanes, isa);
+        } else if (at_once) {
+          const T* own = turned.get() + (pixel - begin * width) * lanes;
+          move_pixels(own, step * lanes, w.count, lanes, 0, out, lanes, isa);
+        } else if (turns) {
+          transpose(in + pixel, layout.channels * pixels, images, w.count, out, lanes, isa);
+        } else {
+          move_pixels(in + pixel, step, w.count, 1, 0, out, 1, isa);
+        }
       }
     });
   }
@@ -184,24 +209,28 @@ void fill(const T* source, bool channels_last, const Layout& layout, int64_t fir
 
 template <typename T>
 void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, int64_t from, int64_t to, int64_t row,
-           int64_t rows, T* target, bool channels_last, Isa isa) {
+           int64_t rows, T* target, int64_t batch, Order order, Isa isa) {
   const int64_t height = layout.height.size, width = layout.width.size, pixels = height * width;
   const int64_t step = layout.width.stride, lanes = layout.lanes;
   T* image = target + first * layout.channels * pixels;
-  if (!channels_last && leaves_by_rows(layout)) {  // laid out as images already
+  const bool turns = order == Order::channels_first && lanes > 1;
+  if (turns && leaves_by_rows(layout)) {  // laid out as images already
     for (int64_t c = from; c < to; ++c)
       transpose(tile + (c - from) * layout.channel(), lanes, rows * width, images, image + c * pixels + row * width,
                 layout.channels * pixels, isa);
     return;
   }
-  const int64_t in_turned = channels_last || lanes == 1 ? 0 : pixels * lanes;
+  const int64_t in_turned = turns ? pixels * lanes : 0;
   const Scratch<T> turned(in_turned);
   if (layout.height.phases < layout.height.stride || layout.width.phases < layout.width.stride)
     std::fill(turned.get(), turned.get() + in_turned, T(0));  // pixels that no tap reads
   const auto move_row = [&](const T* in, int64_t pixel, int64_t count, int64_t c) {
-    if (lanes == 1) return scatter_entries(in, count, image + c * pixels + pixel, step);
-    T* out = turned.get() + pixel * lanes;
-    for (int64_t i = 0; i < count; ++i) copy_entries(in + i * lanes, lanes, out + i * step * lanes);
+    if (order == Order::batch_last)
+      move_pixels(in, lanes, count, images, 0, target + (c * pixels + pixel) * batch + first, step * batch, isa);
+    else if (turns)
+      move_pixels(in, lanes, count, lanes, 0, turned.get() + pixel * lanes, step * lanes, isa);
+    else
+      move_pixels(in, 1, count, 1, 0, image + c * pixels + pixel, step, isa);
   };
   const auto move_last = [&](const T* in, int64_t pixel, int64_t count) {
     T* out = image + pixel * layout.channels + from;
@@ -210,30 +239,28 @@ void drain(const T* tile, const Layout& layout, int64_t first, int64_t images, i
       transpose(in + i * lanes, layout.channel(), to - from, images, out + i * step * layout.channels,
                 pixels * layout.channels, isa);
   };
-  for (int64_t c = from; c < (channels_last ? std::min(to, from + 1) : to); ++c) {
-    for_each_phase(layout, [&](int64_t phase, const Span& h, const Span& w) {
+  const bool last = order == Order::channels_last;
+  for (int64_t c = from; c < (last ? std::min(to, from + 1) : to); ++c) {
+    for_each_phase(layout, row, rows, [&](int64_t phase, const Span& h, const Span& w) {
       for (int64_t r = 0; r < h.count; ++r) {
-        const int64_t place = h.place + r - row;
-        if (place < 0 || place >= rows) continue;
         const T* plane = tile + (c - from) * layout.channel() + phase * layout.plane;
-        const T* in = plane + (place * layout.pitch + w.place) * lanes;
+        const T* in = plane + ((h.place + r) * layout.pitch + w.place) * lanes;
         const int64_t pixel = (h.source + r * layout.height.stride) * width + w.source;
-        if (channels_last) move_last(in, pixel, w.count);
+        if (last) move_last(in, pixel, w.count);
         else move_row(in, pixel, w.count, c);
       }
     });
-    if (!channels_last && lanes > 1)
-      transpose(turned.get(), lanes, pixels, images, image + c * pixels, layout.channels * pixels, isa);
+    if (turns) transpose(turned.get(), lanes, pixels, images, image + c * pixels, layout.channels * pixels, isa);
   }
 }
 
-template void fill(const float*, bool, const Layout&, int64_t, int64_t, int64_t, int64_t, const uint8_t*, float*,
-                   Isa);
-template void fill(const double*, bool, const Layout&, int64_t, int64_t, int64_t, int64_t, const uint8_t*, double*,
-                   Isa);
-template void drain(const float*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float*, bool,
-                    Isa);
-template void drain(const double*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double*, bool,
-                    Isa);
+template void fill(const float*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                   int64_t, const uint8_t*, float*, Isa);
+template void fill(const double*, int64_t, Order, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t,
+                   int64_t, const uint8_t*, double*, Isa);
+template void drain(const float*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float*, int64_t,
+                    Order, Isa);
+template void drain(const double*, const Layout&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double*,
+                    int64_t, Order, Isa);
 
 }  // namespace lotterykit

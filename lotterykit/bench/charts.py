@@ -29,6 +29,7 @@ STYLES = {
     "sddmm": ("#D55E00", "o"),
     "sparse_conv2d": ("#D55E00", "o"),
     "sparse_conv2d-last": ("#E69F00", "v"),
+    "sparse_conv2d-batch": ("#F0E442", "^"),
     **dict.fromkeys(
         ("topk_mask", "train_replicas", "train_scores", "synflow_masks", "synflow_scores"), ("#D55E00", "o")
     ),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.bench.setting import Layer, Problem
+from lotterykit.ops.conv_geometry import Order, in_order
 
 Outputs = tuple[Tensor, ...]
 
@@ -34,21 +35,21 @@ def through_autograd(
     forward: Callable[[Tensor], Tensor],
     leaf: Tensor,
     gather: Callable[[Tensor], Tensor],
-    layout: torch.memory_format = torch.contiguous_format,
+    order: Order = "channels_first",
 ) -> Contender:
     """A contender from a forward of x: its result alone, or with the gradients of x and of `leaf`, which
-    `gather` turns into those of the kept weights in CSR order; x and the gradient come in `layout`."""
+    `gather` turns into those of the kept weights in CSR order; x and the gradient come in `order`."""
     layer: Layer = problem.inputs
     if problem.setting.work != "forward+backward":
-        rows = layer.x.detach().contiguous(memory_format=layout)
+        rows = in_order(layer.x.detach(), order)
 
         def run() -> Outputs:
             with torch.no_grad():
                 return (forward(rows),)
 
         return Contender(run)
-    x = layer.x.detach().clone(memory_format=layout).requires_grad_()
-    g = layer.g.contiguous(memory_format=layout)
+    x = in_order(layer.x.detach().clone(), order).requires_grad_()
+    g = in_order(layer.g, order)
 
     def both() -> Outputs:
         y = forward(x)

@@ -1,4 +1,4 @@
-"""The convolution of `OPS`: 3x3, padding 1, kept weights; its truth in float64 and ours in both layouts."""
+"""The convolution of `OPS`: 3x3, padding 1, kept weights; its truth in float64 and ours in every order."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lotterykit.bench.contender import Contender, through_autograd
 from lotterykit.bench.setting import DTYPES, OFFSET_BYTES, Layer, Problem, Setting, Truth, within
+from lotterykit.ops.conv_geometry import Order
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.sparse_conv2d import sparse_conv2d
 
@@ -31,15 +32,15 @@ def conv_problem(setting: Setting) -> Problem:
     return Problem(setting, layer, within(setting, truth), flops, one * len(truth))
 
 
-def sparse_conv(problem: Problem, layout: torch.memory_format = torch.contiguous_format) -> Contender:
-    """Ours, images kept in `layout`."""
+def sparse_conv(problem: Problem, order: Order = "channels_first") -> Contender:
+    """Ours, x and the gradient given in `order`, as a layer before and one after leave them."""
     layer: Layer = problem.inputs
     values = layer.values.detach().clone().requires_grad_()
 
     def forward(x: Tensor) -> Tensor:
         return sparse_conv2d(x, values, layer.csr, kernel_size=KERNEL, padding=PADDING)
 
-    return through_autograd(problem, forward, values, lambda d: d, layout)
+    return through_autograd(problem, forward, values, lambda d: d, order)
 
 
 def _layer(setting: Setting) -> Layer:

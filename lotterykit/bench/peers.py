@@ -25,6 +25,7 @@ from lotterykit.bench.problems import Scores
 from lotterykit.bench.setting import DTYPES, Layer, Problem, Setting
 from lotterykit.errors import BackendError
 from lotterykit.ops import dispatch
+from lotterykit.ops.conv_geometry import Order, in_order
 from lotterykit.ops.masked_linear import masked_linear
 from lotterykit.ops.sddmm import sddmm
 from lotterykit.ops.spmm import spmm
@@ -80,20 +81,20 @@ def _kept(layer: Layer) -> Callable[[Tensor], Tensor]:
     return lambda d: layer.csr.gather(d.flatten(1))
 
 
-def _dense_masked(problem: Problem, layout: torch.memory_format = torch.contiguous_format) -> Contender:
+def _dense_masked(problem: Problem, order: Order = "channels_first") -> Contender:
     """What published code bases do: `F.linear(x, w * m)`."""
     layer: Layer = problem.inputs
     product = _of_torch(problem)
-    weight = _leaf(layer.weight.clone(memory_format=layout))
-    mask = layer.mask.to(weight.dtype).contiguous(memory_format=layout)
-    return through_autograd(problem, lambda x: product(x, weight * mask), weight, _kept(layer), layout)
+    weight = _leaf(in_order(layer.weight, order))
+    mask = in_order(layer.mask.to(weight.dtype), order)
+    return through_autograd(problem, lambda x: product(x, weight * mask), weight, _kept(layer), order)
 
 
-def _dense(problem: Problem, layout: torch.memory_format = torch.contiguous_format) -> Contender:
+def _dense(problem: Problem, order: Order = "channels_first") -> Contender:
     layer: Layer = problem.inputs
     product = _of_torch(problem)
-    weight = _leaf(layer.weight.clone(memory_format=layout))
-    return through_autograd(problem, lambda x: product(x, weight), weight, _kept(layer), layout)
+    weight = _leaf(in_order(layer.weight, order))
+    return through_autograd(problem, lambda x: product(x, weight), weight, _kept(layer), order)
 
 
 def _compiled(problem: Problem) -> Contender:
@@ -230,7 +231,12 @@ PEERS: dict[str, Peer] = {
     "sparse_conv2d": Peer("ours, on a static structure", {"conv": sparse_conv}, ours=("sparse_conv2d",)),
     "sparse_conv2d-last": Peer(
         "ours, images channels-last",
-        {"conv": functools.partial(sparse_conv, layout=torch.channels_last)},
+        {"conv": functools.partial(sparse_conv, order="channels_last")},
+        ours=("sparse_conv2d",),
+    ),
+    "sparse_conv2d-batch": Peer(
+        "ours, images batch-last, as a sparse convolution before leaves them",
+        {"conv": functools.partial(sparse_conv, order="batch_last")},
         ours=("sparse_conv2d",),
     ),
     "topk_mask": Peer("ours, exact counts", {"topk": _topk_mask}, ours=("topk_mask",)),
@@ -253,10 +259,10 @@ PEERS: dict[str, Peer] = {
     "dense": Peer("torch, masked beforehand", dict.fromkeys(_OF_WEIGHT, _dense)),
     "dense-masked-last": Peer(
         "dense-masked, images channels-last",
-        {"conv": functools.partial(_dense_masked, layout=torch.channels_last)},
+        {"conv": functools.partial(_dense_masked, order="channels_last")},
     ),
     "dense-last": Peer(
-        "dense, images channels-last", {"conv": functools.partial(_dense, layout=torch.channels_last)}
+        "dense, images channels-last", {"conv": functools.partial(_dense, order="channels_last")}
     ),
     "torch-compile": Peer(
         "torch.compile of dense-masked",

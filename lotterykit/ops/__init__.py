@@ -5,7 +5,7 @@ from lotterykit.ops.guess import Guess
 from lotterykit.ops.masked_linear import masked_linear
 from lotterykit.ops.match_neurons import match_neurons
 from lotterykit.ops.sddmm import sddmm
-from lotterykit.ops.sparse_conv2d import sparse_conv2d
+from lotterykit.ops.sparse_conv2d import batch_last, sparse_conv2d
 from lotterykit.ops.spmm import spmm
 from lotterykit.ops.synflow_masks import synflow_masks
 from lotterykit.ops.synflow_scores import synflow_scores
@@ -17,6 +17,7 @@ from lotterykit.ops.topk_mask import topk_mask
 __all__ = [
     "CSR",
     "Guess",
+    "batch_last",
     "fixed_threshold",
     "masked_linear",
     "match_neurons",

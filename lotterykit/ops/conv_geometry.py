@@ -7,7 +7,7 @@ take lists of ints, not objects.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.operands import sizes
+
+Order = Literal["channels_first", "channels_last", "batch_last"]
+ORDERS: tuple[Order, ...] = get_args(Order)  # as csrc/cpu/conv2d.h numbers them
 
 MOST = 2**31 - 1
 MOST_ENTRIES = 2**48  # of y: sizes in bytes stay far from overflow
@@ -129,10 +132,10 @@ def even(geometry: list[int]) -> bool:
     return geometry[4] == geometry[5] and geometry[6] == geometry[7]
 
 
-def native_geometry(x: Tensor, y: Tensor, geometry: list[int], channels_last: bool) -> list[int]:
+def native_geometry(x: Tensor, y: Tensor, geometry: list[int], order: Order) -> list[int]:
     """The fields of Convolution as csrc/bindings_cpu.cpp takes them; only the shape of y counts."""
     kh, kw, sh, sw, top, _, left, _, dh, dw, groups = geometry
-    return [*x.shape, *y.shape[1:], kh, kw, sh, sw, top, left, dh, dw, groups, int(channels_last)]
+    return [*x.shape, *y.shape[1:], kh, kw, sh, sw, top, left, dh, dw, groups, ORDERS.index(order)]
 
 
 def image_format(x: Tensor) -> torch.memory_format:
@@ -141,9 +144,35 @@ def image_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def order_of(x: Tensor) -> Order:
+    """How the images `[N, C, H, W]` are stored, which those of y and of gradients then are too;
+    "channels_first" where it is no way of `ORDERS`."""
+    if x.is_contiguous():
+        return "channels_first"
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return "channels_last"
+    return "batch_last" if x.permute(1, 2, 3, 0).is_contiguous() else "channels_first"
+
+
+def in_order(x: Tensor, order: Order) -> Tensor:
+    """x itself where it is stored so, else a copy that is."""
+    if order == "batch_last":
+        return x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    last = order == "channels_last"
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def empty_images(x: Tensor, shape: tuple[int, ...], order: Order) -> Tensor:
+    """Images `[N, C, H, W]` of x's dtype, on its device, not written yet."""
+    if order == "batch_last":
+        return x.new_empty(shape[1:] + shape[:1]).permute(3, 0, 1, 2)
+    last = order == "channels_last"
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
 def empty_y(x: Tensor, structure: list[Tensor], geometry: list[int]) -> Tensor:
-    shape = (x.shape[0], sizes(structure)[0], *out_size(x, geometry))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=image_format(x))
+    return empty_images(x, (x.shape[0], sizes(structure)[0], *out_size(x, geometry)), order_of(x))
 
 
 def _pair(op: str, name: str, value: object, least: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lotterykit.ops.conv_geometry import empty_y, image_format, native_geometry
+from lotterykit.ops.conv_geometry import Order, empty_y, in_order, native_geometry, order_of
 from lotterykit.ops.operands import is_aligned, native, ready, sizes
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -25,14 +25,14 @@ def sparse_conv2d_cpu(
     isa: str = "best",
 ) -> Tensor:
     """`sparse_conv2d_reference` on `torch.get_num_threads()` threads."""
-    layout = image_format(x)
-    x, values = _ready_images(x, layout), ready(values)
+    order = order_of(x)
+    x, values = _ready_images(x, order), ready(values)
     bias = None if bias is None else ready(bias)
     y = empty_y(x, structure, geometry)
     convolve = native().conv2d_float64 if x.dtype == torch.float64 else native().conv2d_float32
     convolve(
         x.data_ptr(),
-        native_geometry(x, y, geometry, layout is torch.channels_last),
+        native_geometry(x, y, geometry, order),
         _native_structure(structure),
         values.data_ptr(),
         0 if bias is None else bias.data_ptr(),
@@ -56,9 +56,9 @@ def backward_cpu(
     isa: str = "best",
 ) -> Gradients:
     """`backward_reference` through lotterykit._cpu, in one native call."""
-    layout = image_format(x)
-    g, x, values = _ready_images(g, layout), _ready_images(x, layout), ready(values)
-    gate = None if gate is None else _ready_images(gate, layout)
+    order = order_of(x)
+    g, x, values = _ready_images(g, order), _ready_images(x, order), ready(values)
+    gate = None if gate is None else _ready_images(gate, order)
     dx = torch.empty_like(x) if wants[0] else None
     dvalues = torch.empty_like(values) if wants[1] else None
     dbias = g.new_empty(g.shape[1]) if wants[2] else None
@@ -69,7 +69,7 @@ def backward_cpu(
         g.data_ptr(),
         0 if gate is None else gate.data_ptr(),
         x.data_ptr(),
-        native_geometry(x, g, geometry, layout is torch.channels_last),
+        native_geometry(x, g, geometry, order),
         _native_structure(structure),
         values.data_ptr(),
         0 if dx is None else dx.data_ptr(),
@@ -81,11 +81,9 @@ def backward_cpu(
     return dx, dvalues, dbias
 
 
-def _ready_images(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """x as native code reads it: in the format, the negative bit resolved, aligned."""
-    if x.is_contiguous(memory_format=layout) and not x.is_neg() and is_aligned(x):
-        return x
-    x = x.detach().resolve_neg().contiguous(memory_format=layout)
+def _ready_images(x: Tensor, order: Order) -> Tensor:
+    """x as native code reads it: in the order, the negative bit resolved, aligned."""
+    x = in_order(x.detach().resolve_neg() if x.is_neg() else x, order)
     return x if is_aligned(x) else x.clone()
 
 

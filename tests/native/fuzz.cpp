@@ -106,7 +106,7 @@ void convolutions(Draw& draw) {
   Convolution c{};
   c.groups = draw.one_of({1, 1, 2, 3});
   c.in_channels = c.groups * (draw.large ? 20 : draw.one_of({1, 2, 5})), c.out_channels = c.groups * draw.one_of({1, 3, 8});
-  c.batch = draw.one_of({0, 1, 2, 8, 9, 17}), c.height = draw.one_of({1, 2, 4, 7, 12});
+  c.batch = draw.one_of({0, 1, 2, 8, 9, 16, 17, 32}), c.height = draw.one_of({1, 2, 4, 7, 12});
   c.width = draw.one_of({1, 3, 8, 9, 17});
   if (draw.large) c.batch = 33, c.height = 12, c.width = 17, c.out_channels = c.groups * 70;
   c.kernel_height = draw.one_of({1, 2, 3}), c.kernel_width = draw.one_of({1, 3, 4});
@@ -117,7 +117,7 @@ void convolutions(Draw& draw) {
   const int64_t free_width = c.width + 2 * c.padding_width - c.dilation_width * (c.kernel_width - 1) - 1;
   if (free_height < 0 || free_width < 0) return;
   c.out_height = free_height / c.stride_height + 1, c.out_width = free_width / c.stride_width + 1;
-  c.channels_last = draw.with(0.4);
+  c.order = Order(draw.one_of({0, 1, 2}));
   const double shares[] = {0, 0.05, 0.4, 1};
   const Kept w(draw, c.out_channels, c.in_channels / c.groups * c.kernel_height * c.kernel_width,
                draw.large ? 0.3 : shares[draw.engine() % 4]);

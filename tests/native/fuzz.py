@@ -29,6 +29,7 @@ import sparse_cases  # noqa: E402
 from fenced import fenced  # noqa: E402
 
 from lotterykit.errors import ArgumentError  # noqa: E402
+from lotterykit.ops.conv_geometry import ORDERS, in_order, order_of  # noqa: E402
 from lotterykit.ops.csr import CSR  # noqa: E402
 from lotterykit.ops.flow_products import FlowLayer, FlowProducts, Window  # noqa: E402
 from lotterykit.ops.guess import Guess  # noqa: E402
@@ -121,14 +122,23 @@ def sparse_products(draw: Draw) -> None:
     backward_cpu(g, y if relu else None, x, values, csr.tensors, wants, isa=draw.isa)
 
 
+def fenced_images(draw: Draw, x: Tensor) -> Tensor:
+    """Images stored batch-last stay so, which `fenced` alone would not fence."""
+    turned = order_of(x) == "batch_last"
+    return draw.fenced(x.permute(1, 2, 3, 0)).permute(3, 0, 1, 2) if turned else draw.fenced(x)
+
+
 def convolutions(draw: Draw) -> None:
     (case,) = conv_cases.cases(1, draw.seed, draw.dtype)
-    x, g = (draw.fenced(t) if draw.rng.random() < 0.7 else draw.floats(*t.shape) for t in (case.x, case.g))
+    x, g = (
+        fenced_images(draw, t) if draw.rng.random() < 0.7 else draw.floats(*t.shape) for t in (case.x, case.g)
+    )
     csr, geometry = case.csr, case.geometry
     if draw.large:
         geometry = [3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]
         csr = CSR.from_mask(draw.bools(70, 40 * 9, share=0.2))
-        x, g = draw.floats(33, 40, 9, 11), draw.floats(33, 70, 9, 11)
+        batch, order = draw.rng.choice([32, 33]), draw.rng.choice(ORDERS)
+        x, g = (in_order(draw.floats(batch, n, 9, 11), order) for n in (40, 70))
     values = draw.floats(csr.nnz)
     bias = draw.floats(csr.shape[0]) if draw.rng.random() < 0.5 else None
     y = sparse_conv2d_cpu(x, values, csr.tensors, bias, case.relu, geometry, isa=draw.isa)

@@ -15,6 +15,8 @@ from lotterykit.mask import Masks
 from lotterykit.nn.convert import convert_, revert_
 from lotterykit.nn.masked import MASKED, MaskedConv2d, MaskedConv3d, MaskedLinear
 from lotterykit.nn.sparse import SPARSE, SparseConv1d, SparseLinear
+from lotterykit.ops import batch_last
+from lotterykit.ops.conv_geometry import order_of
 
 LAYERS = [
     (lambda: nn.Linear(7, 5), (3, 7)),
@@ -61,6 +63,19 @@ def test_output_and_gradients_are_those_of_the_masked_layer(make, shape, density
     torch.testing.assert_close(sparse.values.grad, masked.weight.grad[masked.weight_mask])
     if masked.bias is not None:
         torch.testing.assert_close(sparse.bias.grad, masked.bias.grad)
+
+
+def test_the_order_of_images_holds_from_layer_to_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1)).double()
+    x, results = torch.randn(16, 3, 6, 5, dtype=torch.float64), []
+    convert_(model, format="sparse")
+    for images in (x.clone().requires_grad_(), batch_last(x).requires_grad_()):
+        y = model(images)
+        assert order_of(y) == order_of(images)
+        results.append((y, *torch.autograd.grad(y.sin().sum(), [images, *model.parameters()])))
+        assert order_of(results[-1][1]) == order_of(images)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("plain", [p for p, m in MASKED.items() if m in SPARSE])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lotterykit.ops.conv_geometry import geometry_of, out_size
+from lotterykit.ops.conv_geometry import geometry_of, in_order, out_size
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.sparse_conv2d import backward_reference, sparse_conv2d_reference
 
@@ -33,9 +33,11 @@ def cases(count: int, seed: int, dtype: torch.dtype) -> Iterator[Case]:
 
     def normal(*shape: int) -> Tensor:
         x = torch.randn(shape, generator=generator, dtype=dtype)
-        kind = rng.choice(["plain", "last", "strided"])
+        kind = rng.choice(["plain", "last", "batch", "strided"])
         if kind == "last":
             return x.to(memory_format=torch.channels_last)
+        if kind == "batch":
+            return in_order(x, "batch_last")
         return x if kind == "plain" else x.transpose(2, 3).contiguous().transpose(2, 3)
 
     while count:

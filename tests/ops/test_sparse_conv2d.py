@@ -14,8 +14,8 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError, BackendError
-from lotterykit.ops import dispatch, sparse_conv2d
-from lotterykit.ops.conv_geometry import geometry_of
+from lotterykit.ops import batch_last, dispatch, sparse_conv2d
+from lotterykit.ops.conv_geometry import ORDERS, geometry_of, in_order, order_of
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.sparse_conv2d import (
     backward_reference,
@@ -68,13 +68,13 @@ def test_the_bounds_catch_wrong_results():
 
 
 @needs_native
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("shape", [(19, 40, 9, 11), (70, 40, 4, 4)])
-def test_results_do_not_depend_on_threads_or_repeats(channels_last, shape):
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", [(19, 40, 9, 11), (70, 40, 4, 4), (32, 40, 12, 16)])
+def test_results_do_not_depend_on_threads_or_repeats(order, shape):
     """Bitwise; over instruction sets only within rounding, as they add in other orders and fuse or not."""
     csr = CSR.from_mask(torch.rand(80, 40 * 9) < 0.2)
     values, bias, x = torch.randn(csr.nnz), torch.randn(80), torch.randn(shape)
-    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    x = in_order(x, order)
     geometry = geometry_of("test", 3, 1, 1, 1, 1)
     before = torch.get_num_threads()
     try:
@@ -169,15 +169,70 @@ def test_the_output_has_the_format_of_the_input(backend):
     values = torch.randn(csr.nnz)
     x = torch.randn(2, 3, 6, 7)
     with dispatch.use_backend(backend):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            images = x.clone(memory_format=layout).requires_grad_()
+        for order in ORDERS:
+            images = in_order(x.clone(), order).requires_grad_()
             y = sparse_conv2d(images, values, csr, kernel_size=3)
-            assert y.is_contiguous(memory_format=layout)
-            y.sum().backward()
-            assert images.grad.is_contiguous(memory_format=layout)
+            assert order_of(y) == order
+            (dx,) = torch.autograd.grad(y.sum(), images)
+            assert order_of(dx) == order
         one = sparse_conv2d(x[0], values, csr, kernel_size=3)
         assert one.shape == (5, 4, 5)
         torch.testing.assert_close(one, y[0].detach())
+
+
+@needs_native
+@pytest.mark.parametrize("batch", [16, 32, 37, 48, 80])
+@pytest.mark.parametrize("size", [(9, 21), (24, 24)])
+def test_batch_last_images_agree_with_contiguous_ones(batch, size):
+    """In place and moved, in one band of rows and in many."""
+    csr = CSR.from_mask(torch.rand(80, 48 * 9) < 0.1)
+    values, x, bias = torch.randn(csr.nnz), torch.randn(batch, 48, *size), torch.randn(80)
+    geometry = geometry_of("test", 3, 1, 1, 1, 1)
+    for isa in ISA:
+        y = sparse_conv2d_cpu(x, values, csr.tensors, bias, True, geometry, isa=isa)
+        turned = sparse_conv2d_cpu(batch_last(x), values, csr.tensors, bias, True, geometry, isa=isa)
+        assert order_of(turned) == "batch_last"
+        torch.testing.assert_close(turned, y)
+        rest = (values, csr.tensors, geometry, ALL)
+        expected = backward_cpu(y.sin(), y, x, *rest, isa=isa)
+        got = backward_cpu(batch_last(y.sin()), y, batch_last(x), *rest, isa=isa)
+        assert order_of(got[0]) == "batch_last"
+        for one, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)  # sums of up to 46080 products
+
+
+def test_batch_last_is_a_view_where_it_can_be_and_differentiable():
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    turned = batch_last(x)
+    assert turned.stride() == (1, 60, 15, 3)
+    assert torch.equal(turned, x)
+    assert batch_last(turned).data_ptr() == turned.data_ptr()
+    assert torch.autograd.gradcheck(batch_last, x)
+    assert order_of(torch.relu(turned) + 1) == "batch_last"
+    assert order_of(batch_last(torch.randn(1, 2, 3, 4))) == "channels_first"  # both: one image is contiguous
+    for bad in (torch.ones(2, 3, 4), [1.0]):
+        with pytest.raises(ArgumentError, match=r"x must be \[N, C, H, W\], got"):
+            batch_last(bad)
+
+
+def test_batch_last_holds_in_a_compiled_chain():
+    csr = CSR.from_mask(torch.rand(3, 27) < 0.5)
+    values = torch.randn(csr.nnz, requires_grad=True)
+
+    def chain(x, v):
+        y = sparse_conv2d(x, v, csr, kernel_size=3, padding=1).relu()
+        return sparse_conv2d(y, v, csr, kernel_size=3, padding=1)
+
+    x = batch_last(torch.randn(16, 3, 4, 5)).requires_grad_()
+    eager, compiled = chain(x, values), torch.compile(chain, fullgraph=True, backend="aot_eager")(x, values)
+    torch.testing.assert_close(compiled, eager)
+    assert order_of(eager) == order_of(compiled) == "batch_last"
+    for one, other in zip(
+        torch.autograd.grad(compiled.sin().sum(), [x, values]),
+        torch.autograd.grad(eager.sin().sum(), [x, values]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_native)])
@@ -196,15 +251,16 @@ def test_relu_keeps_nan_and_its_gradient_is_zero_at_zero(backend, value):
 
 @needs_native
 @pytest.mark.parametrize("bad", [INF, -INF, NAN])
-@pytest.mark.parametrize("images", [1, 20])
-def test_an_infinite_x_reaches_only_where_a_kept_weight_takes_it(bad, images):
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("images", [1, 16, 20])
+def test_an_infinite_x_reaches_only_where_a_kept_weight_takes_it(bad, order, images):
     mask = torch.zeros(2, 2, 3, 3, dtype=torch.bool)
     mask[0, 0, 1, 1] = mask[1, 1, 0, 2] = True
     csr = CSR.from_mask(mask.flatten(1))
     x = torch.ones(images, 2, 5, 6)
     x[0, 0, 2, 3] = bad
     with dispatch.use_backend("cpu"):
-        y = sparse_conv2d(x, torch.ones(2), csr, kernel_size=3, padding=1)
+        y = sparse_conv2d(in_order(x, order), torch.ones(2), csr, kernel_size=3, padding=1)
     assert bool((y[:, 1].isfinite()).all())
     assert (~y.isfinite()).nonzero().tolist() == [[0, 0, 2, 3]]
 
