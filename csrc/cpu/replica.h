@@ -8,19 +8,10 @@
 #include <new>
 #include <vector>
 
+#include "../replica_network.h"
 #include "runtime.h"
 
 namespace lotterykit {
-
-enum class Loss { cross_entropy, mse };
-enum class Rule { adam, sgd };
-
-// The settings of a training that do not change from step to step; as torch.optim defines them.
-struct Training {
-  Loss loss;
-  Rule rule;
-  double beta1, beta2, eps, momentum, weight_decay;
-};
 
 // Examples x [n][inputs]; y [n] class numbers (int64, within the outputs) or [n][outputs] values.
 template <typename T>
@@ -28,15 +19,6 @@ struct Examples {
   const T* x;
   const void* y;
   int64_t n;
-};
-
-// The parameters of a network, tensor by tensor at `weights[l]` [out][in] and `biases[l]` [out]; `first` and
-// `second` are the optimizer's moments (SGD: momentum and nothing); `pruned` may be null. All of one layout.
-template <typename T>
-struct Parameters {
-  T *values, *first, *second;
-  const uint8_t* pruned;
-  std::vector<int64_t> weights, biases;
 };
 
 // Score training: the weights are frozen, scores choose among them. Addresses lie in the layout of Parameters,
