@@ -3,18 +3,16 @@
 // whose bin is kept whole ends the search, and later passes return at once.
 #include "topk_mask.h"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
 #include "../tie_order.h"
+#include "launch.h"
 
 namespace lotterykit {
 namespace {
 
 constexpr int threads = 256;
 constexpr int blocks_per_multiprocessor = 8;
-constexpr unsigned every_lane = 0xffffffffu;
 
 // Order-preserving bits: larger scores have larger keys, and -0.0 and 0.0 share one.
 __device__ __forceinline__ uint64_t score_key(float score) {
@@ -162,22 +160,22 @@ __global__ void __launch_bounds__(threads) write_masks(const DeviceEntries* tabl
 template <typename T>
 void queue(const DeviceEntries* table, int64_t count, int64_t chunks, int64_t k, TieSeed seed, TopkWorkspace* w,
            unsigned grid, cudaStream_t stream) {
-  prepare<<<1, threads, 0, stream>>>(w, k);
+  launch(prepare, 1, threads, 0, stream, w, k);
   bool first = true;
   for (int high = 8 * int(sizeof(T)); high > 0;) {
     const int width = std::min(high, 11), shift = high - width;
-    count_digit<T, false><<<grid, threads, 0, stream>>>(table, count, chunks, seed, w, shift, width, first);
-    pick_digit<<<1, topk_bins / 2, 0, stream>>>(w, shift, false, first);
+    launch(count_digit<T, false>, grid, threads, 0, stream, table, count, chunks, seed, w, shift, width, first);
+    launch(pick_digit, 1, topk_bins / 2, 0, stream, w, shift, false, first);
     first = false;
     high = shift;
   }
   for (int high = 32; high > 0;) {
     const int width = std::min(high, 11), shift = high - width;
-    count_digit<T, true><<<grid, threads, 0, stream>>>(table, count, chunks, seed, w, shift, width, false);
-    pick_digit<<<1, topk_bins / 2, 0, stream>>>(w, shift, true, false);
+    launch(count_digit<T, true>, grid, threads, 0, stream, table, count, chunks, seed, w, shift, width, false);
+    launch(pick_digit, 1, topk_bins / 2, 0, stream, w, shift, true, false);
     high = shift;
   }
-  write_masks<T><<<grid, threads, 0, stream>>>(table, count, chunks, seed, w);
+  launch(write_masks<T>, grid, threads, 0, stream, table, count, chunks, seed, w);
 }
 
 }  // namespace

@@ -5,9 +5,11 @@ A `structure` is `CSR.tensors`: custom ops take tensors, not objects.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -67,6 +69,19 @@ def transformed(op: str, reference: Any, *args: Any) -> Tensor:
 def native() -> Any:
     """The module lotterykit._cpu."""
     return importlib.import_module("lotterykit._cpu")
+
+
+@contextlib.contextmanager
+def cuda_queue(device: torch.device) -> Iterator[tuple[Any, int, int]]:
+    """lotterykit._cuda, and the number and current stream of a CUDA device, which is current meanwhile."""
+    with torch.cuda.device(device):
+        yield importlib.import_module("lotterykit._cuda"), *current_queue(device)
+
+
+def current_queue(device: torch.device) -> tuple[int, int]:
+    """The number of a CUDA device, and the address of its current stream."""
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
 
 
 def flat(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_density, check_seed
 from lotterykit.ops.dispatch import Call, load, select
-from lotterykit.ops.operands import ready
+from lotterykit.ops.operands import cuda_queue, ready
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NATIVE = (torch.float32, torch.float64)
@@ -160,16 +160,15 @@ def topk_mask_cuda(
     scores: Sequence[Tensor], *, k: int, seed: int = 0, within: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
     """`topk_mask` through lotterykit._cuda on the current stream; waits for it to report NaN scores."""
-    native = importlib.import_module("lotterykit._cuda")
     found, inside, masks = _native_arguments(scores, within)
     device = found[0].device
-    rows, offset, chunk = [], 0, 0
-    for number, s in enumerate(found):
-        pointers = [s.data_ptr(), inside[number].data_ptr() if inside else 0, masks[number].data_ptr()]
-        rows.append([*pointers, s.numel(), offset, chunk])
-        offset += s.numel()
-        chunk += -(-s.numel() // native.CHUNK)
-    with torch.cuda.device(device):
+    with cuda_queue(device) as (native, index, stream):
+        rows, offset, chunk = [], 0, 0
+        for number, s in enumerate(found):
+            pointers = [s.data_ptr(), inside[number].data_ptr() if inside else 0, masks[number].data_ptr()]
+            rows.append([*pointers, s.numel(), offset, chunk])
+            offset += s.numel()
+            chunk += -(-s.numel() // native.CHUNK)
         table = torch.tensor(rows, dtype=torch.int64).to(device)
         workspace = torch.empty(native.TOPK_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         native.topk_mask(
@@ -180,8 +179,8 @@ def topk_mask_cuda(
             k,
             seed,
             workspace.data_ptr(),
-            device.index,
-            torch.cuda.current_stream(device).cuda_stream,
+            index,
+            stream,
         )
         competing, nan_position = workspace[:16].view(torch.int64).tolist()
     if k > competing:
