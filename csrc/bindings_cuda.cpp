@@ -1,9 +1,18 @@
 // The only pybind11 file of lotterykit._cuda. Python passes device addresses that lotterykit.ops has validated.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
+#include "cuda/replica_plan.h"
 #include "cuda/topk_mask.h"
 
 #ifndef LOTTERYKIT_CUDA_CODE
@@ -25,6 +34,153 @@ void bound_topk_mask(uintptr_t table, int64_t count, int64_t chunks, bool is_dou
   if (error) throw std::runtime_error(std::string("topk_mask: ") + error);
 }
 
+// The plans of replicas that train side by side, and the memory that they want: Python owns it, on both sides.
+template <typename T>
+class ReplicaPlans {
+ public:
+  using Starts = std::array<std::vector<int64_t>, 2>;
+  using Settings = std::tuple<int, int, double, double, double, double, double>;
+  using Launch = std::tuple<int, int, int64_t, std::vector<int32_t>>;
+
+  ReplicaPlans(int64_t block_bytes, int64_t multiprocessor_bytes, int64_t batch_size)
+      : bounds_{block_bytes, multiprocessor_bytes, batch_size} {
+    if (batch_size < 1) throw std::invalid_argument("replicas: a batch of no examples");
+  }
+
+  // tensors: host addresses of values, first and second moments, pruned (or 0); starts: of weights, of biases.
+  // settings: (loss, rule, beta1, beta2, eps, momentum, weight decay).
+  void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
+           const Settings& settings) {
+    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
+    const Training training{Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
+    const Parameters<T> full{at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]), at<const uint8_t>(tensors[3]),
+                             starts[0],         starts[1]};
+    py::gil_scoped_release release;
+    plans_.push_back(std::make_unique<ReplicaPlan<T>>(widths, full, training, bounds_));
+  }
+
+  // Words of all images, then numbers of type T of all states, gradients and work.
+  std::array<int64_t, 4> sizes() const {
+    std::array<int64_t, 4> found{};
+    for (const auto& plan : plans_) {
+      found[0] += plan->shape.words, found[1] += 3 * int64_t(plan->shape.entries);
+      found[2] += plan->gradient_size(), found[3] += plan->scratch_size();
+    }
+    return found;
+  }
+
+  // Writes all images and states to host memory.
+  void write(uintptr_t images, uintptr_t states) const {
+    py::gil_scoped_release release;
+    uint32_t* image = at<uint32_t>(images);
+    T* state = at<T>(states);
+    for (const auto& plan : plans_) {
+      std::memcpy(image, plan->image.data(), 4 * plan->image.size());
+      plan->read(state);
+      image += plan->shape.words, state += 3 * int64_t(plan->shape.entries);
+    }
+  }
+  void write_back(uintptr_t states) const {
+    py::gil_scoped_release release;
+    const T* state = at<const T>(states);
+    for (const auto& plan : plans_) {
+      plan->write_back(state);
+      state += 3 * int64_t(plan->shape.entries);
+    }
+  }
+
+  // The kernel's table as bytes, from the device addresses of images, states, gradients, work and what is found,
+  // and of x_train, y_train, x_test, y_test with the examples of the test split of each replica.
+  py::bytes table(const std::array<uintptr_t, 5>& memory, const std::vector<std::array<uintptr_t, 4>>& data,
+                  const std::vector<int64_t>& tested) const {
+    if (data.size() != plans_.size() || tested.size() != plans_.size())
+      throw std::invalid_argument("replicas: one row of data a replica");
+    std::vector<DeviceReplica<T>> rows;
+    const uint32_t* image = at<const uint32_t>(memory[0]);
+    T *state = at<T>(memory[1]), *gradients = at<T>(memory[2]), *work = at<T>(memory[3]);
+    double* found = at<double>(memory[4]);
+    for (size_t r = 0; r < plans_.size(); ++r, found += 2) {
+      const ReplicaPlan<T>& plan = *plans_[r];
+      const auto& [x_train, y_train, x_test, y_test] = data[r];
+      rows.push_back({image, state, plan.gradient_size() ? gradients : nullptr, plan.scratch_size() ? work : nullptr,
+                      at<const T>(x_train), at<const T>(x_test), at<const void>(y_train), at<const void>(y_test),
+                      tested[r], found, plan.training});
+      image += plan.shape.words, state += 3 * int64_t(plan.shape.entries);
+      gradients += plan.gradient_size(), work += plan.scratch_size();
+    }
+    return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(DeviceReplica<T>)};
+  }
+
+  // (residence, threads, bytes of shared memory, replicas) of each launch: those that share a multiprocessor with
+  // as many others go together, the longest first.
+  std::vector<Launch> launches() const {
+    std::map<std::array<int64_t, 3>, Launch> found;
+    for (size_t r = 0; r < plans_.size(); ++r) {
+      const ReplicaPlan<T>& plan = *plans_[r];
+      Launch& launch = found[{int64_t(plan.residence), plan.threads, plan.resident}];
+      auto& [residence, threads, bytes, members] = launch;
+      residence = int(plan.residence), threads = plan.threads, bytes = std::max(bytes, plan.shared_bytes);
+      members.push_back(int32_t(r));
+    }
+    std::vector<Launch> launches;
+    for (auto& [key, launch] : found) {
+      auto& members = std::get<3>(launch);
+      std::stable_sort(members.begin(), members.end(),
+                       [&](int32_t a, int32_t b) { return plans_[a]->cost > plans_[b]->cost; });
+      launches.push_back(launch);
+    }
+    return launches;
+  }
+
+  // Multiply-adds of a step of each replica.
+  std::vector<double> costs() const {
+    std::vector<double> found;
+    for (const auto& plan : plans_) found.push_back(plan->cost);
+    return found;
+  }
+
+  // Queues order[from:to] for `count` replicas of a launch; members, table and turns are device addresses.
+  static void run(uintptr_t table, uintptr_t turns, uintptr_t members, int64_t count, int residence, int threads,
+                  int64_t bytes, int64_t from, int64_t to, int64_t batch_size, bool evaluate, int device,
+                  uintptr_t stream) {
+    if (from < 0 || to < from || batch_size < 1 || residence < 0 || residence >= residences)
+      throw std::invalid_argument("replicas: no such span or residence");
+    py::gil_scoped_release release;
+    const ReplicaLaunch launch{at<const int32_t>(members), count, Residence(residence), threads, bytes};
+    const char* error = train_replicas_cuda<T>(at<const DeviceReplica<T>>(table), at<const Turn>(turns), launch,
+                                               {from, to, batch_size, evaluate}, device, at<void>(stream));
+    if (error) throw std::runtime_error(std::string("train_replicas: ") + error);
+  }
+
+ private:
+  template <typename P>
+  static P* at(uintptr_t address) { return reinterpret_cast<P*>(address); }
+
+  DeviceBounds bounds_;
+  std::vector<std::unique_ptr<ReplicaPlan<T>>> plans_;
+};
+
+template <typename T>
+void def_replica_plans(py::module_& m, const std::string& type) {
+  py::class_<ReplicaPlans<T>>(m, ("ReplicaPlans_" + type).c_str())
+      .def(py::init<int64_t, int64_t, int64_t>())
+      .def("add", &ReplicaPlans<T>::add)
+      .def("sizes", &ReplicaPlans<T>::sizes)
+      .def("write", &ReplicaPlans<T>::write)
+      .def("write_back", &ReplicaPlans<T>::write_back)
+      .def("table", &ReplicaPlans<T>::table)
+      .def("launches", &ReplicaPlans<T>::launches)
+      .def("costs", &ReplicaPlans<T>::costs)
+      .def_static("run", &ReplicaPlans<T>::run);
+}
+
+std::array<int, 3> bound_shared_memory(int device) {
+  int found[3] = {};
+  if (const char* error = shared_memory_cuda(device, found))
+    throw std::runtime_error(std::string("shared_memory: ") + error);
+  return {found[0], found[1], found[2]};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -35,4 +191,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("TOPK_WORKSPACE_BYTES") = sizeof(TopkWorkspace);
   m.def("topk_mask", &bound_topk_mask, py::arg("table"), py::arg("count"), py::arg("chunks"), py::arg("is_double"),
         py::arg("k"), py::arg("seed"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  // Bytes of shared memory of a block and of a multiprocessor, and how many of these a device has.
+  m.def("shared_memory", &bound_shared_memory, py::arg("device"));
+  def_replica_plans<float>(m, "float32");
+  def_replica_plans<double>(m, "float64");
 }

@@ -78,6 +78,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         op="train_replicas",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.cuda:CudaBatch",
+        evidence=None,
+    ),
+    Route(
+        op="train_replicas",
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,17 +36,26 @@ class NativeBatch:
 
     def __init__(self, specs: Sequence[RunSpec], device: torch.device, *, isa: str = "best") -> None:
         self.specs, self.isa = specs, isa
-        dtype = specs[0].dtype
-        module = native()
-        self.replicas = module.Replicas_float64() if dtype == torch.float64 else module.Replicas_float32()
+        self.replicas = self._engine(device)
         # Native code keeps addresses only: these hold the memory.
-        self.data = [[ready(tensor.cpu()) for tensor in spec.data] for spec in specs]
+        self.data = [self._examples(spec) for spec in specs]
         self.values: list[Tensor] = []
         self.moments: list[list[Tensor]] = []
         self.pruned: list[Tensor | None] = []
         self.named: list[dict[str, Tensor]] = []
         for spec, data in zip(specs, self.data, strict=True):
             self._add(spec, data)
+
+    def _engine(self, device: torch.device) -> Any:
+        """The native object that takes the replicas."""
+        module = native()
+        return (
+            module.Replicas_float64() if self.specs[0].dtype == torch.float64 else module.Replicas_float32()
+        )
+
+    def _examples(self, spec: RunSpec) -> list[Tensor]:
+        """The data as native code reads it."""
+        return [ready(tensor.cpu()) for tensor in spec.data]
 
     def _add(self, spec: RunSpec, data: list[Tensor]) -> None:
         values, named, pruned = flat_parameters(spec)
@@ -62,7 +72,7 @@ class NativeBatch:
         self._hand_over(spec, data)
 
     def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
-        self.replicas.add(*self._network(spec), *_data_and_settings(spec, data))
+        self.replicas.add(*self._network(spec), *addresses(data), settings(spec.recipe))
 
     def _network(self, spec: RunSpec) -> tuple[list[int], list[int], list[list[int]]]:
         """Widths, addresses and starts of the tensors of the last replica added."""
@@ -90,8 +100,12 @@ class NativeBatch:
                 curve.append(values)
             if progress is not None:
                 progress(len(self.specs))
-        self.replicas.write_back(self.isa)
+        self._write_back()
         return [self._result(r, last[r], curves[r], before[r] + limit) for r in range(len(self.specs))]
+
+    def _write_back(self) -> None:
+        """Bring what was trained to `values` and `moments`."""
+        self.replicas.write_back(self.isa)
 
     def _begin(self, epoch: int) -> None:
         """What score training does before an epoch; weights need nothing."""
@@ -112,8 +126,8 @@ class NativeBatch:
         """Train on the first `examples` of an epoch that begins with step `first`; then evaluate."""
         n, size = len(self.data[0][0]), self.specs[0].recipe.batch_size
         count, per_epoch = -(-examples // size), -(-n // size)
-        orders = [_order(n, spec.seed, epoch) for spec in self.specs]
-        rates = [_rates(spec.recipe, first, count, per_epoch) for spec in self.specs]
+        orders = [order_of(n, spec.seed, epoch) for spec in self.specs]
+        rates = [rates_of(spec.recipe, first, count, per_epoch) for spec in self.specs]
         found = self.replicas.run(
             [o.data_ptr() for o in orders],
             examples,
@@ -125,7 +139,7 @@ class NativeBatch:
             torch.get_num_threads(),
             self.isa,
         )
-        return [_metrics(spec.recipe, *values) for spec, values in zip(self.specs, found, strict=True)]
+        return [metrics_of(spec.recipe, *values) for spec, values in zip(self.specs, found, strict=True)]
 
     def _state(self, r: int, step: int) -> dict[str, Tensor]:
         """The optimizer's state as torch.optim would leave it, in the layout of `TorchBatch`."""
@@ -167,7 +181,8 @@ class NativeScoreBatch(NativeBatch):
             *self._network(spec),
             [scores.data_ptr(), active.data_ptr(), kept.data_ptr()],
             (training.method == "gem-miner", 2.0 * training.penalty, groups, seeds),
-            *_data_and_settings(spec, data),
+            *addresses(data),
+            settings(spec.recipe),
         )
 
     def _begin(self, epoch: int) -> None:
@@ -175,7 +190,7 @@ class NativeScoreBatch(NativeBatch):
         gems = [r for r, training in enumerate(self.trainings) if training.method == "gem-miner"]
         if epoch == 0 or not gems:
             return
-        self.replicas.write_back(self.isa)
+        self._write_back()
         for r in gems:
             self._freeze(r, epoch)
         self.replicas.read_scores()
@@ -225,24 +240,30 @@ def _part(buffer: Tensor, tensor: Tensor) -> Tensor:
     return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _data_and_settings(spec: RunSpec, data: list[Tensor]) -> tuple[tuple, tuple, tuple]:
-    recipe = spec.recipe
+def addresses(data: Sequence[Tensor]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Where x and y of the training split and of the test split lie, and their lengths."""
     return (
         (data[0].data_ptr(), data[1].data_ptr(), len(data[0])),
         (data[2].data_ptr(), data[3].data_ptr(), len(data[2])),
-        (LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
-         recipe.momentum, recipe.weight_decay),
+    )
+
+
+def settings(recipe: Recipe) -> tuple[int, int, float, float, float, float, float]:
+    """The loss and the optimizer as native code takes them."""
+    return (
+        LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
+        recipe.momentum, recipe.weight_decay,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _order(n: int, seed: int, epoch: int) -> Tensor:
+def order_of(n: int, seed: int, epoch: int) -> Tensor:
     """`batch_order`, which all methods and densities of a seed share."""
     return batch_order(n, seed, epoch)
 
 
 @functools.lru_cache(maxsize=256)
-def _rates(recipe: Recipe, first: int, count: int, per_epoch: int) -> Tensor:
+def rates_of(recipe: Recipe, first: int, count: int, per_epoch: int) -> Tensor:
     """The learning rates `[count]` of the steps from `first` on."""
     rates = [recipe.learning_rate(step, per_epoch) for step in range(first, first + count)]
     return torch.tensor(rates, dtype=torch.float64)
@@ -252,7 +273,7 @@ def _steps_before(spec: RunSpec) -> int:
     return 0 if spec.optimizer is None else int(spec.optimizer.get("step", torch.zeros(())))
 
 
-def _metrics(recipe: Recipe, loss: float, accuracy: float) -> dict[str, float]:
+def metrics_of(recipe: Recipe, loss: float, accuracy: float) -> dict[str, float]:
     return (
         {"loss": loss, "accuracy": accuracy}
         if recipe.loss == "cross_entropy"

@@ -1,0 +1,103 @@
+// The replica trainer on a CUDA device: one block trains one network, many steps a launch, kept weights only.
+//
+// What a block computes depends on its replica alone: its own plan decides where its state lies and how many
+// threads it has, and all sums are in an order that the plan fixes.
+#pragma once
+#include <cstdint>
+
+#include "../replica_network.h"
+
+namespace lotterykit {
+
+constexpr int warp_lanes = 32;  // examples side by side in a warp
+
+// Threads of a block at most, by the registers that they need.
+template <typename T>
+constexpr int most_threads = sizeof(T) == 4 ? 512 : 256;
+
+// What of a replica lies in shared memory: `work` are activations and their gradients, `net` is the structure
+// with the weights, `moments` are the optimizer's.
+enum class Residence : int32_t { all, work_and_net, work, none };
+constexpr int residences = 4;
+
+// One layer between live neurons. Neurons have numbers through all layers, the inputs in use first.
+struct DeviceLayer {
+  int32_t dense;             // rows of `stride` weights, else the kept places in the order of rows
+  int32_t in, out, stride;
+  int32_t in_row, out_row;   // the first neuron below and above
+  int32_t weights;           // the first weight in the flat arrays
+  int32_t constants, constant_count;  // the neurons above that no input reaches: first number, and how many
+};
+
+// A replica's structure as 32-bit words: this head, then arrays at the word offsets that it names. "Targets" are
+// the live neurons but the inputs, then the constant ones.
+//
+// Flat arrays of parameters: kept weights of sparse layers in row order | dense layers | biases of the live
+// neurons | weights out of constant neurons ("edges") | biases of the constant neurons | idle entries, which have
+// no gradient and move by weight decay or by what their moments hold.
+struct DeviceShape {
+  int32_t words, depth, inputs, rows, outputs, constants;
+  int32_t chunks;                  // warps of examples side by side, a power of two
+  int32_t input_width;             // of the examples, of which `inputs` values are used
+  int32_t entries, sparse, biases, edges, edge_count, constant_biases, idle;  // flat; idle: the first, to entries
+  int32_t layers;                  // DeviceLayer [depth]
+  int32_t used_inputs;             // [inputs]
+  int32_t row_start;               // [rows - inputs + 1] into the sparse weights, by neuron
+  int32_t places;                  // [sparse] neuron above << 16 | neuron below
+  int32_t column_start, turned;    // the transpose: [rows - inputs + 1] by neuron below, then its places
+  int32_t edge_start, edge_words;  // [targets + 1], then target << 16 | constant neuron
+  int32_t out_start, out_edges;    // the transpose: [constants + 1], then numbers of edges
+  int32_t kept;                    // bits [entries]: what the optimizer moves
+};
+
+// A learning rate over Adam's first bias correction (SGD: as it is), and 1 / the root of the second.
+struct Pace {
+  double rate, root_correction;
+};
+
+// A replica for the kernel; device pointers.
+template <typename T>
+struct DeviceReplica {
+  const uint32_t* image;  // DeviceShape and what follows
+  T* state;               // values [entries], first and second moments
+  T* gradients;           // [entries], where a batch takes several passes; else null
+  T* work;                // where `work` is not in shared memory; else null
+  const T *x_train, *x_test;
+  const void *y_train, *y_test;
+  int64_t n_test;
+  double* found;          // mean loss of the test split, share of right classes
+  Training training;
+};
+
+// The order of the examples in this epoch, and a pace for each of its steps.
+struct Turn {
+  const int32_t* order;
+  const Pace* paces;
+};
+
+// The examples order[from:to] in batches, from a batch's start; then the test split if asked for.
+struct Span {
+  int64_t from, to, batch_size;
+  bool evaluate;
+};
+
+// Replicas of one residence, block size and need of shared memory: `members` are `count` numbers in `table`.
+struct ReplicaLaunch {
+  const int32_t* members;
+  int64_t count;
+  Residence residence;
+  int32_t threads;
+  int64_t shared_bytes;
+};
+
+// Queues the span for the replicas of `launch` on `stream` (a cudaStream_t) of `device` and returns at once: null,
+// or the text of a CUDA error. Leaves `device` current on the calling thread, as topk_mask_cuda.
+template <typename T>
+const char* train_replicas_cuda(const DeviceReplica<T>* table, const Turn* turns, const ReplicaLaunch& launch,
+                                const Span& span, int device, void* stream);
+
+// Bytes of shared memory of a block at most, and of a multiprocessor; then the number of these. Null, or the text
+// of a CUDA error.
+const char* shared_memory_cuda(int device, int (&found)[3]);
+
+}  // namespace lotterykit

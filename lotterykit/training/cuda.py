@@ -1,0 +1,159 @@
+"""The replica engine on a CUDA device: one block trains one network, many steps a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lotterykit.errors import ArgumentError
+from lotterykit.ops.operands import cuda_queue, ready
+from lotterykit.training.native import NativeBatch, addresses, metrics_of, order_of, rates_of, settings
+from lotterykit.training.recipe import Recipe
+from lotterykit.training.replicas import RunSpec
+
+# A launch can't be interrupted: it ends after about as many multiply-adds of a multiprocessor, of which a
+# slow one does 10^10 a second. A step counts as so many at least, which is what its barriers cost.
+LAUNCH, LEAST_STEP = 1e9, 2e5
+
+
+class CudaBatch(NativeBatch):
+    """R replicas of one batch size, number of training examples and of epochs; all else may differ.
+
+    Each computes on its kept weights alone and in a block of its own: its result is bitwise the same in any
+    company and however its steps are split over launches (per device and build).
+    """
+
+    most = 8192  # replicas a call: several times what any device computes at once
+
+    def __init__(self, specs: Sequence[RunSpec], device: torch.device) -> None:
+        if max(len(spec.data.x_train) for spec in specs) >= 2**31:
+            raise ArgumentError("the CUDA replica trainer takes fewer than 2**31 training examples")
+        self.device = device
+        self._copies: dict[object, Tensor] = {}
+        super().__init__(specs, device)
+        self._upload()
+
+    def _engine(self, device: torch.device) -> Any:
+        recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
+        with cuda_queue(device) as (module, number, _):
+            *memory, self.multiprocessors = module.shared_memory(number)
+        wide = self.specs[0].dtype == torch.float64
+        kind = module.ReplicaPlans_float64 if wide else module.ReplicaPlans_float32
+        return kind(*memory, max(1, min(n, recipe.batch_size)))
+
+    def _examples(self, spec: RunSpec) -> list[Tensor]:
+        """The data on the device, once for all replicas that share it."""
+        found = []
+        for tensor in spec.data:
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if key not in self._copies:
+                self._copies[key] = ready(tensor.to(self.device))
+            found.append(self._copies[key])
+        return found
+
+    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+        try:
+            self.replicas.add(*self._network(spec), settings(spec.recipe))
+        except ValueError as why:
+            raise ArgumentError(str(why)) from None
+
+    def _upload(self) -> None:
+        """The replicas' structures and states as they begin, and room for what a step needs."""
+        dtype, device, plans = self.specs[0].dtype, self.device, self.replicas
+        words, numbers, gradients, work = plans.sizes()
+        images, states = torch.empty(words, dtype=torch.int32), torch.empty(numbers, dtype=dtype)
+        plans.write(images.data_ptr(), states.data_ptr())
+        self.images, self.states = images.to(device), states.to(device)
+        self.gradients = torch.empty(gradients, dtype=dtype, device=device)
+        self.work = torch.empty(work, dtype=dtype, device=device)
+        self.found = torch.empty(len(self.specs), 2, dtype=torch.float64, device=device)
+        memory = (self.images, self.states, self.gradients, self.work, self.found)
+        splits = [addresses(data) for data in self.data]
+        rows = [(*train[:2], *test[:2]) for train, test in splits]
+        table = plans.table([m.data_ptr() for m in memory], rows, [test[2] for _, test in splits])
+        self.table = torch.frombuffer(bytearray(table), dtype=torch.uint8).to(device)
+        self.launches = [
+            (torch.tensor(members, dtype=torch.int32).to(device), *how) for *how, members in plans.launches()
+        ]
+        costs = [max(cost, LEAST_STEP) for cost in plans.costs()]
+        self.steps = max(1, int(LAUNCH / max(*costs, sum(costs) / self.multiprocessors, 1.0)))
+        self.orders: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def _run(
+        self, epoch: int, first: int, examples: int, before: list[int], *, final: bool
+    ) -> list[dict[str, float]]:
+        """Train on the first `examples` of an epoch that begins with step `first`; then evaluate."""
+        recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
+        size = recipe.batch_size
+        count, per_epoch = -(-examples // size), -(-n // size)
+        turns, held = self._turns(epoch, first, count, per_epoch, before)
+        starts = list(range(0, examples, self.steps * size)) or [0]
+        for start in starts:
+            end = min(examples, start + self.steps * size)
+            self._queue(turns, start, end, size, evaluate=start == starts[-1])
+            if start == starts[-1] and not final:
+                self._draw(epoch + 1)  # while the device computes
+            self._wait()
+        del held
+        return [
+            metrics_of(spec.recipe, *values)
+            for spec, values in zip(self.specs, self.found.tolist(), strict=True)
+        ]
+
+    def _queue(self, turns: Tensor, start: int, end: int, size: int, *, evaluate: bool) -> None:
+        with cuda_queue(self.device) as (_, number, stream):
+            for members, residence, threads, shared in self.launches:
+                self.replicas.run(
+                    self.table.data_ptr(), turns.data_ptr(), members.data_ptr(), len(members), residence,
+                    threads, shared, start, end, size, evaluate, number, stream,
+                )  # fmt: skip
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _draw(self, epoch: int) -> Tensor:
+        """The orders `[seeds, n]` of an epoch, on the host."""
+        if self.orders[0] != epoch:
+            n = len(self.specs[0].data.x_train)
+            seeds = dict.fromkeys(spec.seed for spec in self.specs)
+            self.orders = epoch, torch.stack([order_of(n, seed, epoch).int() for seed in seeds])
+        return self.orders[1]
+
+    def _turns(
+        self, epoch: int, first: int, count: int, per_epoch: int, before: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The addresses `[R, 2]` of each replica's order and paces, and what holds their memory."""
+        orders = self._draw(epoch).to(self.device)
+        seeds = {seed: i for i, seed in enumerate(dict.fromkeys(spec.seed for spec in self.specs))}
+        recipes: dict[tuple[Recipe, int], int] = {}
+        for spec, steps in zip(self.specs, before, strict=True):
+            recipes.setdefault((spec.recipe, steps), len(recipes))
+        paces = torch.stack([_paces(recipe, first, count, per_epoch, steps) for recipe, steps in recipes]).to(
+            self.device
+        )
+        turns = [
+            (
+                orders.data_ptr() + seeds[spec.seed] * orders.stride(0) * orders.itemsize,
+                paces.data_ptr() + recipes[spec.recipe, steps] * paces.stride(0) * paces.itemsize,
+            )
+            for spec, steps in zip(self.specs, before, strict=True)
+        ]
+        return torch.tensor(turns, dtype=torch.int64).to(self.device), [orders, paces]
+
+    def _write_back(self) -> None:
+        states = self.states.cpu()
+        self.replicas.write_back(states.data_ptr())
+
+
+def _paces(recipe: Recipe, first: int, count: int, per_epoch: int, before: int) -> Tensor:
+    """Learning rate over Adam's first bias correction, and 1 / the root of the second, `[count, 2]`."""
+    rates = rates_of(recipe, first, count, per_epoch)
+    if recipe.optimizer != "adam":
+        return torch.stack([rates, torch.ones_like(rates)], 1)
+    steps = torch.arange(first + before + 1, first + before + 1 + count, dtype=torch.float64)
+    one, two = (1 - beta**steps for beta in recipe.betas)
+    return torch.stack([rates / one, two.rsqrt()], 1)
