@@ -119,6 +119,14 @@ def native_structure(structure: list[Tensor], transposed: bool = False) -> tuple
     return columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols
 
 
+def cuda_places(structure: list[Tensor], transposed: bool = False) -> tuple[int, ...]:
+    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cuda.cpp takes them."""
+    n_out, n_in = sizes(structure)
+    offsets, columns = structure[3:5] if transposed else structure[:2]
+    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
+    return offsets.data_ptr(), columns.data_ptr(), rows, cols, columns.numel()
+
+
 def call_of_tensors(op: str, x: Tensor, structure: list[Tensor]) -> dispatch.Call:
     """`call_of` where only the structure's tensors are at hand."""
     total = math.prod(sizes(structure))

@@ -48,6 +48,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         op="spmm",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        kernel="lotterykit.ops.spmm:spmm_cuda",
+        evidence=None,
+    ),
+    Route(
+        op="spmm",
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),
@@ -60,6 +68,14 @@ ROUTES: tuple[Route, ...] = (
         device="any",
         kernel="lotterykit.ops.spmm:spmm_reference",
         evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="sddmm",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+        kernel="lotterykit.ops.sddmm:sddmm_cuda",
+        evidence=None,
     ),
     Route(
         op="sddmm",

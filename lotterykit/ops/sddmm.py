@@ -17,6 +17,8 @@ from lotterykit.ops.operands import (
     call_of_tensors,
     check_csr,
     check_operand,
+    cuda_places,
+    cuda_queue,
     flat,
     native,
     native_structure,
@@ -82,6 +84,30 @@ def sddmm_cpu(g: Tensor, x: Tensor, structure: list[Tensor], *, isa: str = "best
         torch.get_num_threads(),
         isa,
     )
+    return dvalues
+
+
+def sddmm_cuda(g: Tensor, x: Tensor, structure: list[Tensor], *, way: str = "auto") -> Tensor:
+    """`sddmm` through lotterykit._cuda on the current stream; `way` is there for tests, as in `spmm_cuda`."""
+    g, x = ready(g), ready(x)
+    places, dtype = cuda_places(structure), str(x.dtype).removeprefix("torch.")
+    batch = math.prod(x.shape[:-1])
+    with cuda_queue(x.device) as (native, index, stream):
+        dvalues = x.new_empty(places[4])
+        size = native.sddmm_workspace(dtype, batch, places)
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        native.sddmm(
+            dtype,
+            g.data_ptr(),
+            x.data_ptr(),
+            batch,
+            places,
+            dvalues.data_ptr(),
+            workspace.data_ptr(),
+            way,
+            index,
+            stream,
+        )
     return dvalues
 
 

@@ -22,6 +22,8 @@ from lotterykit.ops.operands import (
     check_activation,
     check_csr,
     check_operand,
+    cuda_places,
+    cuda_queue,
     flat,
     native,
     native_structure,
@@ -115,6 +117,43 @@ def spmm_cpu(
         torch.get_num_threads(),
         isa,
     )
+    return y
+
+
+def spmm_cuda(
+    x: Tensor,
+    values: Tensor,
+    structure: list[Tensor],
+    bias: Tensor | None = None,
+    relu: bool = False,
+    transposed: bool = False,
+    *,
+    way: str = "auto",
+) -> Tensor:
+    """`spmm` through lotterykit._cuda on the current stream; `way` ("slabs", "gather") is there for tests."""
+    x, values = ready(x), ready(values)
+    bias = None if bias is None else ready(bias)
+    places, dtype = cuda_places(structure, transposed), str(x.dtype).removeprefix("torch.")
+    batch = math.prod(x.shape[:-1])
+    with cuda_queue(x.device) as (native, index, stream):
+        y = x.new_empty(*x.shape[:-1], places[2])
+        size = native.spmm_workspace(dtype, batch, places, transposed)
+        workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+        native.spmm(
+            dtype,
+            x.data_ptr(),
+            batch,
+            places,
+            values.data_ptr(),
+            structure[6].data_ptr() if transposed else 0,
+            0 if bias is None else bias.data_ptr(),
+            relu,
+            y.data_ptr(),
+            workspace.data_ptr(),
+            way,
+            index,
+            stream,
+        )
     return y
 
 

@@ -234,6 +234,9 @@ inline float __uint_as_float(unsigned x) { return emulator::cast<float>(x); }
 inline float __int_as_float(int x) { return emulator::cast<float>(x); }
 inline long long __double_as_longlong(double x) { return emulator::cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return emulator::cast<double>(x); }
+inline double __hiloint2double(int high, int low) {
+  return emulator::cast<double>(uint64_t(uint32_t(high)) << 32 | uint32_t(low));
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
@@ -292,6 +295,7 @@ struct __half {
 struct __nv_bfloat16 {
   uint16_t bits;
 };
+inline __half __ushort_as_half(unsigned short x) { return emulator::cast<__half>(x); }
 inline float __half2float(__half x) { return float(x.value); }
 inline __half __float2half_rn(float x) { return {_Float16(x)}; }
 inline float __bfloat162float(__nv_bfloat16 x) { return emulator::cast<float>(uint32_t(x.bits) << 16); }

@@ -88,13 +88,20 @@ def installed(module: ModuleType) -> Iterator[None]:
         dataclasses.replace(row, device="cpu") if row.backend == "cuda" else row for row in routes.ROUTES
     )
     with (
-        mock.patch.dict(sys.modules, {"lotterykit._cuda": module}),
         mock.patch.object(routes, "ROUTES", rows),
         mock.patch.object(dispatch, "missing", lambda name: None if name == "cuda" else missing(name)),
-        mock.patch.object(operands, "current_queue", lambda device: (0, 0)),
-        mock.patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
+        mock.patch.object(operands, "current_queue", return_value=(0, 0)),
+        mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
     ):
-        yield
+        # Not by patch.dict, which would unload what is imported meanwhile.
+        before = sys.modules.get("lotterykit._cuda")
+        sys.modules["lotterykit._cuda"] = module
+        try:
+            yield
+        finally:
+            del sys.modules["lotterykit._cuda"]
+            if before is not None:
+                sys.modules["lotterykit._cuda"] = before
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
     python tests/native/sanitize.py [--cases N] [--seed N]
 
 1. AddressSanitizer and UndefinedBehaviorSanitizer over all of lotterykit._cpu, called by fuzz.py;
-2. the same over fuzz.cpp, without Python: leaks count as well there;
-3. ThreadSanitizer over fuzz.cpp, where clang is: it has an OpenMP runtime that TSan understands, gcc has not.
+2. the same over csrc/cuda on the emulator (cuda_emulator.h), called by emulated_fuzz.py;
+3. the same over fuzz.cpp, without Python: leaks count as well there;
+4. ThreadSanitizer over fuzz.cpp, where clang is: it has an OpenMP runtime that TSan understands, gcc has not.
 
 Exits with 1 where one of them has something to report.
 """
@@ -23,6 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import emulated
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "sanitize"
@@ -136,6 +139,11 @@ def main() -> None:
     print(f"AddressSanitizer, UndefinedBehaviorSanitizer: lotterykit._cpu, seed {seed}", flush=True)
     fuzz = [sys.executable, str(ROOT / "tests" / "native" / "fuzz.py"), str(build_module(setup))]
     runtimes = {"LD_PRELOAD": preloaded(cxx), "ASAN_OPTIONS": "detect_leaks=0"}  # Python itself leaks
+    found += reports([*fuzz, "--cases", count, "--seed", seed], runtimes)
+
+    print("AddressSanitizer, UndefinedBehaviorSanitizer: csrc/cuda on the emulator", flush=True)
+    library = emulated.build(FOLDER / "emulated", cxx, setup["find_pybind11"](), emulated.ADDRESS)
+    fuzz = [sys.executable, str(ROOT / "tests" / "native" / "emulated_fuzz.py"), str(library)]
     found += reports([*fuzz, "--cases", count, "--seed", seed], runtimes)
 
     print("AddressSanitizer, UndefinedBehaviorSanitizer, LeakSanitizer: fuzz.cpp", flush=True)

@@ -5,14 +5,26 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import sys
 
 import emulated
 import pytest
 import sanitize
 import torch
+from sparse_cases import (
+    cases,
+    product_within_bound,
+    sampled_within_bound,
+    transposed_within_bound,
+    within_bound,
+)
 
 from lotterykit.errors import ArgumentError
-from lotterykit.ops.dispatch import use_backend
+from lotterykit.ops import sddmm, spmm
+from lotterykit.ops.csr import CSR
+from lotterykit.ops.dispatch import explain, use_backend
+from lotterykit.ops.sddmm import sddmm_cuda
+from lotterykit.ops.spmm import spmm_cuda
 from lotterykit.ops.topk_mask import topk_mask
 
 pytest.importorskip("setuptools")
@@ -105,3 +117,133 @@ def test_topk_mask_refuses_nan_and_too_many(cuda):
         topk_mask(scores, k=3)
     with pytest.raises(ArgumentError, match="only 0 compete"):
         topk_mask(scores, k=3, within=[torch.zeros(s.shape, dtype=torch.bool) for s in scores])
+
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+INF = float("inf")
+WAYS = ["auto", "slabs", "gather"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_sparse_products_keep_the_bound(cuda, dtype, way):
+    seed = random.randrange(2**31)
+    for number, case in enumerate(cases(26, seed, dtype)):
+        where = f"seed {seed}, case {number}"
+        structure = case.csr.tensors
+        y = spmm_cuda(case.x, case.values, structure, case.bias, case.relu, way=way)
+        assert product_within_bound(case, y), where
+        dx = spmm_cuda(case.g, case.values, structure, None, False, True, way=way)
+        assert transposed_within_bound(case, dx), where
+        assert sampled_within_bound(case, sddmm_cuda(case.g, case.x, structure, way=way)), where
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_many_slabs_row_sets_and_tiles(cuda, dtype, way):
+    """Three slabs of columns, two blocks of rows, tiles in several parts of the batch."""
+    csr = CSR.from_mask(torch.rand(1100, 1700) < torch.rand(1100, 1) * 0.01)
+    x, g = torch.randn(140, 1700).to(dtype), torch.randn(140, 1100).to(dtype)
+    values, bias = torch.randn(csr.nnz).to(dtype), torch.randn(1100).to(dtype)
+    wide = csr.scatter(values.double())
+    y = spmm_cuda(x, values, csr.tensors, bias, way=way)
+    size = x.double().abs() @ wide.abs().T + bias.double().abs()
+    terms = csr.row_offsets.diff() + 1
+    assert within_bound(y, x.double() @ wide.T + bias.double(), terms, size)
+    dx = spmm_cuda(g, values, csr.tensors, None, False, True, way=way)
+    terms = csr.column_offsets.diff()
+    assert within_bound(dx, g.double() @ wide, terms, g.double().abs() @ wide.abs())
+    dvalues = sddmm_cuda(g, x, csr.tensors, way=way)
+    size = csr.gather(g.double().abs().T @ x.double().abs())
+    assert within_bound(dvalues, csr.gather(g.double().T @ x.double()), 140, size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_gradients_are_those_of_the_dense_layer(cuda, dtype, activation):
+    """Through dispatch and autograd: forward, dx and dvalues by the kernels."""
+    csr = CSR.from_mask(torch.rand(70, 90) < 0.1)
+    tensors = [torch.randn(35, 90), torch.randn(csr.nnz), torch.randn(70)]
+    tracked = [t.to(dtype).requires_grad_() for t in tensors]
+    wide = [t.detach().double().requires_grad_() for t in tracked]
+    g = torch.randn(35, 70).to(dtype)
+    dense = torch.nn.functional.linear(wide[0], csr.scatter(wide[1]), wide[2])
+    expected = torch.autograd.grad(dense.relu() if activation else dense, wide, g.double())
+    for create_graph in (False, True):
+        y = spmm(*tracked[:2], csr, tracked[2], activation)
+        got = torch.autograd.grad(y, tracked, g, create_graph=create_graph)
+        rough = 2e-2 if dtype == torch.float16 else 1e-4
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=rough, atol=rough)
+    assert "cuda: chosen" in explain("spmm", *tracked[:2], csr)
+
+
+def test_gradients_of_gradients_agree_with_finite_differences(cuda):
+    csr = CSR.from_mask(torch.rand(4, 5) < 0.5)
+    x, values = torch.randn(3, 5, dtype=torch.float64), torch.randn(csr.nnz, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, values)]
+    assert torch.autograd.gradcheck(lambda x, v: spmm(x, v, csr, None, "relu"), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, v: spmm(x, v, csr), inputs)
+    g = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g, x: sddmm(g, x, csr), [g, x])
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_masked_means_absent_and_relu_keeps_nan(cuda, way):
+    csr = CSR.from_mask(torch.tensor([[True, False, True], [False, True, False], [False, False, False]]))
+    x = torch.ones(40, 3)
+    x[3, 1], x[4, 0] = INF, float("nan")
+    y = spmm_cuda(
+        x, torch.tensor([1.0, 2.0, 3.0]), csr.tensors, torch.tensor([0.0, -9.0, 1.0]), True, way=way
+    )
+    clean = torch.tensor([3.0, 0.0, 1.0]).repeat(40, 1)
+    clean[3, 1], clean[4, 0] = INF, float("nan")
+    assert torch.equal(y.nan_to_num(nan=7.0), clean.nan_to_num(nan=7.0))
+    g = torch.ones(40, 3)
+    g[5, 2] = float("nan")
+    dvalues = sddmm_cuda(g, x.nan_to_num(nan=1.0, posinf=INF), csr.tensors, way=way)
+    assert dvalues.tolist() == [40.0, 40.0, INF]
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_any_order_of_threads_gives_the_same_bits(module, way):
+    csr = CSR.from_mask(torch.rand(200, 900) < 0.02)
+    x, g, values = torch.randn(70, 900), torch.randn(70, 200), torch.randn(csr.nnz)
+    results = []
+    for seed in ORDERS:
+        with emulated.installed(module), emulated.order(seed):
+            y = spmm_cuda(x, values, csr.tensors, way=way)
+            results.append([y, spmm_cuda(g, values, csr.tensors, None, False, True, way=way)])
+            results[-1].append(sddmm_cuda(g, x, csr.tensors, way=way))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_bad_calls_of_the_bindings_are_refused(cuda):
+    places = (0, 0, 1, 1, 0)
+    with pytest.raises(ValueError, match="dtype 'int8' is unknown"):
+        cuda.spmm_workspace("int8", 1, places, False)
+    with pytest.raises(ValueError, match="nnz must lie in"):
+        cuda.sddmm_workspace("float32", 1, (0, 0, -1, 1, 0))
+    with pytest.raises(ValueError, match="way 'fast' is unknown"):
+        cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "fast", 0, 0)
+    with pytest.raises(ValueError, match="negative batch"):
+        cuda.sddmm("float32", 0, 0, -1, places, 0, 0, "auto", 0, 0)
+    with pytest.raises(RuntimeError, match="spmm: invalid device ordinal"):
+        cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "auto", 7, 0)
+    with pytest.raises(RuntimeError, match="spmm: the batch is too large for one grid"):
+        cuda.spmm("float64", 0, 2**50, places, 0, 0, 0, False, 0, 0, "auto", 0, 0)
+
+
+def test_random_calls_give_the_sanitizers_nothing_to_report(compiler, tmp_path, capfd):
+    if (why := sanitize.unsupported(compiler[0], emulated.ADDRESS)) is not None:
+        pytest.skip(why)
+    library = emulated.build(tmp_path, *compiler, emulated.ADDRESS)
+    runtimes = {"LD_PRELOAD": sanitize.preloaded(compiler[0]), "ASAN_OPTIONS": "detect_leaks=0"}
+    seed = random.randrange(2**31)
+    script = sanitize.ROOT / "tests" / "native" / "emulated_fuzz.py"
+    command = [sys.executable, str(script), str(library), "--cases", "12", "--seed", str(seed)]
+    found = sanitize.reports(command, runtimes)
+    out = capfd.readouterr().out
+    assert found == 0, f"seed {seed}\n{out}"
+    assert "topk_mask: 12 cases" in out

@@ -1,0 +1,76 @@
+"""Random valid calls of the CUDA kernels on the emulator, built with sanitizers (sanitize.py).
+
+    python tests/native/emulated_fuzz.py LIBRARY [--cases N] [--seed N]
+
+Sizes 0, 1 and odd, empty rows, every dtype and way, threads and blocks in random order, inputs that end at a
+closed page. Whether results are right is for the other tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import secrets
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+for folder in ("", "tests/native", "tests/ops"):
+    sys.path.insert(0, str(ROOT / folder))
+
+import emulated  # noqa: E402
+import sparse_cases  # noqa: E402
+from fenced import fenced  # noqa: E402
+
+from lotterykit.errors import ArgumentError  # noqa: E402
+from lotterykit.ops.sddmm import sddmm_cuda  # noqa: E402
+from lotterykit.ops.spmm import spmm_cuda  # noqa: E402
+from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def sparse_products(rng: random.Random) -> None:
+    dtype, way = rng.choice(DTYPES), rng.choice(["slabs", "gather"])
+    case = next(sparse_cases.cases(2, rng.randrange(2**31), dtype))  # every 25th, the first, is large
+    structure = [fenced(t, rng) for t in case.csr.tensors]
+    x, g, values = (fenced(t.contiguous(), rng) for t in (case.x, case.g, case.values))
+    bias = None if case.bias is None else fenced(case.bias.contiguous(), rng)
+    spmm_cuda(x, values, structure, bias, case.relu, way=way)
+    spmm_cuda(g, values, structure, None, False, True, way=way)
+    sddmm_cuda(g, x, structure, way=way)
+
+
+def selection(rng: random.Random) -> None:
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    dtype = rng.choice(DTYPES[:2])
+    sizes = [rng.choice([0, 1, 7, 255, 256, 257, 9000]) for _ in range(rng.randint(1, 4))]
+    scores = [fenced(torch.randn(n, generator=generator, dtype=dtype).round(), rng) for n in sizes]
+    within = [torch.rand(n, generator=generator) < 0.7 for n in sizes] if rng.random() < 0.5 else None
+    topk_mask_cuda(scores, k=rng.randint(0, sum(sizes)), seed=rng.randrange(2**31), within=within)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--cases", type=int, default=100, help="of each op")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(31))
+    given = parser.parse_args()
+    print(f"seed {given.seed}", flush=True)
+    module = emulated.load(given.library)
+    for name, run in (("sparse products", sparse_products), ("topk_mask", selection)):
+        refused = 0
+        for number in range(given.cases):
+            rng = random.Random(f"{given.seed} {number}")
+            with emulated.installed(module), emulated.order(rng.choice([None, rng.randint(1, 2**31)])):
+                try:
+                    run(rng)
+                except ArgumentError:  # too few to keep
+                    refused += 1
+        print(f"{name}: {given.cases} cases, {refused} of them refused", flush=True)
+
+
+if __name__ == "__main__":
+    main()
