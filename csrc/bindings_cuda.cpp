@@ -90,6 +90,7 @@ void bound_sddmm(const std::string& dtype, uintptr_t g, uintptr_t x, int64_t bat
                                  reinterpret_cast<void*>(dvalues), reinterpret_cast<void*>(workspace), chosen, device,
                                  reinterpret_cast<void*>(stream));
   if (error) throw std::runtime_error(std::string("sddmm: ") + error);
+}
 
 // The plans of replicas that train side by side, and the memory that they want: Python owns it, on both sides.
 template <typename T>
