@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals
+from lotterykit.bench import gpu_checks, gpu_checks_replicas, gpu_goals, gpu_goals_replicas
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -32,21 +32,26 @@ STAGES: dict[str, tuple[str, float]] = {
     "ceilings": ("reference", 60),
     "check-masked_linear": ("triton", 150),
     "check-topk_mask": ("cuda", 60),
+    "check-replicas": ("cuda", 60),
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
+    "replicas": ("cuda", 90),
     "check-masked_linear-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
 }
 CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
     "check-topk_mask": gpu_checks.check_topk_mask,
+    "check-replicas": gpu_checks_replicas.check_replicas,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
 }
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
+    "replicas": gpu_goals_replicas.time_replicas,
 }
+GOALS = gpu_goals.GOALS | gpu_goals_replicas.GOALS
 
 
 def main() -> int:
@@ -171,7 +176,7 @@ def summary(stage: str, out: Path) -> list[str]:
             ratio = f" ({timing['us'] / ours:.2f}x)" if ours else ""
             cells.append(f"{peer} {timing['us']:.0f} us{ratio}")
         lines.append(f"{stage} {row}: " + ", ".join(cells))
-    return lines + gpu_goals.verdicts(stage, results)
+    return lines + gpu_goals.verdicts(stage, results, GOALS)
 
 
 if __name__ == "__main__":

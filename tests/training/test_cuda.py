@@ -13,6 +13,7 @@ import sanitize
 import torch
 from replica_cases import RULES, assert_same, spec
 
+from lotterykit.bench import gpu_checks_replicas
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
 from lotterykit.ops.dispatch import use_backend
@@ -246,6 +247,11 @@ def test_the_route(module) -> None:
         assert "cuda: chosen" in dispatch.explain("train_replicas", [run])
         (ours,) = train_replicas([run])
     assert_same([ours], train_replicas([run]), 1e-10)
+
+
+def test_the_check_for_a_gpu_passes_on_the_emulator(module) -> None:
+    with emulated.installed(module), emulated.order(None):
+        assert gpu_checks_replicas.check_replicas(3, device="cpu") == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
