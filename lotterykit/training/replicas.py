@@ -89,8 +89,11 @@ def train_replicas(
     """
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
         raise ArgumentError(f"steps must be None or an int of at least 0, got {steps!r}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError(f"device {str(device)!r} was asked for, but torch sees no CUDA device")
+    wanted, there = torch.device(device), torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise ArgumentError(
+            f"device {str(device)!r} was asked for, but torch sees {there or 'no'} CUDA device(s)"
+        )
     groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)

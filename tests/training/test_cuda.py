@@ -249,7 +249,8 @@ def test_the_route(module) -> None:
     assert_same([ours], train_replicas([run]), 1e-10)
 
 
-def test_the_check_for_a_gpu_passes_on_the_emulator(module) -> None:
+def test_the_check_for_a_gpu_passes_on_the_emulator(module, monkeypatch) -> None:
+    monkeypatch.setattr(gpu_checks_replicas, "SHAPES", ((2, 40, 40, 4), (1, 1), (33, 21, 17, 4)))
     with emulated.installed(module), emulated.order(None):
         assert gpu_checks_replicas.check_replicas(3, device="cpu") == []
 
