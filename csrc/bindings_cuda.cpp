@@ -98,7 +98,7 @@ class ReplicaPlans {
  public:
   using Starts = std::array<std::vector<int64_t>, 2>;
   using Settings = std::tuple<int, int, double, double, double, double, double>;
-  using Launch = std::tuple<int, int, int64_t, std::vector<int32_t>>;
+  using Launch = std::tuple<bool, int, int, int64_t, std::vector<int32_t>>;
 
   ReplicaPlans(int64_t block_bytes, int64_t multiprocessor_bytes, int64_t batch_size)
       : bounds_{block_bytes, multiprocessor_bytes, batch_size} {
@@ -109,19 +109,25 @@ class ReplicaPlans {
   // settings: (loss, rule, beta1, beta2, eps, momentum, weight decay).
   void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
            const Settings& settings) {
-    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
-    const Training training{Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
-    const Parameters<T> full{at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]), at<const uint8_t>(tensors[3]),
-                             starts[0],         starts[1]};
-    py::gil_scoped_release release;
-    plans_.push_back(std::make_unique<ReplicaPlan<T>>(widths, full, training, bounds_));
+    add_plan(widths, tensors, starts, nullptr, settings);
+  }
+
+  // scores: addresses of scores, active, kept (unused); then (gem, penalty, groups of tensors, their seeds).
+  void add_scored(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
+                  const std::array<uintptr_t, 3>& scores,
+                  const std::tuple<bool, double, std::vector<std::vector<int64_t>>, std::vector<uint64_t>>& choice,
+                  const Settings& settings) {
+    const auto& [gem, penalty, groups, seeds] = choice;
+    auto given = std::make_unique<Scores<T>>(Scores<T>{at<T>(scores[0]), at<const uint8_t>(scores[1]),
+                                                       at<uint8_t>(scores[2]), gem, penalty, groups, seeds});
+    add_plan(widths, tensors, starts, std::move(given), settings);
   }
 
   // Words of all images, then numbers of type T of all states, gradients and work.
   std::array<int64_t, 4> sizes() const {
     std::array<int64_t, 4> found{};
     for (const auto& plan : plans_) {
-      found[0] += plan->shape.words, found[1] += 3 * int64_t(plan->shape.entries);
+      found[0] += plan->shape.words, found[1] += plan->state_size();
       found[2] += plan->gradient_size(), found[3] += plan->scratch_size();
     }
     return found;
@@ -135,7 +141,7 @@ class ReplicaPlans {
     for (const auto& plan : plans_) {
       std::memcpy(image, plan->image.data(), 4 * plan->image.size());
       plan->read(state);
-      image += plan->shape.words, state += 3 * int64_t(plan->shape.entries);
+      image += plan->shape.words, state += plan->state_size();
     }
   }
   void write_back(uintptr_t states) const {
@@ -143,7 +149,7 @@ class ReplicaPlans {
     const T* state = at<const T>(states);
     for (const auto& plan : plans_) {
       plan->write_back(state);
-      state += 3 * int64_t(plan->shape.entries);
+      state += plan->state_size();
     }
   }
 
@@ -162,27 +168,27 @@ class ReplicaPlans {
       const auto& [x_train, y_train, x_test, y_test] = data[r];
       rows.push_back({image, state, plan.gradient_size() ? gradients : nullptr, plan.scratch_size() ? work : nullptr,
                       at<const T>(x_train), at<const T>(x_test), at<const void>(y_train), at<const void>(y_test),
-                      tested[r], found, plan.training});
-      image += plan.shape.words, state += 3 * int64_t(plan.shape.entries);
+                      tested[r], found, plan.training, plan.score_rule()});
+      image += plan.shape.words, state += plan.state_size();
       gradients += plan.gradient_size(), work += plan.scratch_size();
     }
     return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(DeviceReplica<T>)};
   }
 
-  // (residence, threads, bytes of shared memory, replicas) of each launch: those that share a multiprocessor with
+  // (scored, residence, threads, bytes of shared memory, replicas) of each launch: those that share a multiprocessor with
   // as many others go together, the longest first.
   std::vector<Launch> launches() const {
-    std::map<std::array<int64_t, 3>, Launch> found;
+    std::map<std::array<int64_t, 4>, Launch> found;
     for (size_t r = 0; r < plans_.size(); ++r) {
       const ReplicaPlan<T>& plan = *plans_[r];
-      Launch& launch = found[{int64_t(plan.residence), plan.threads, plan.resident}];
-      auto& [residence, threads, bytes, members] = launch;
-      residence = int(plan.residence), threads = plan.threads, bytes = std::max(bytes, plan.shared_bytes);
+      Launch& launch = found[{plan.scored(), int64_t(plan.residence), plan.threads, plan.resident}];
+      auto& [scored, residence, threads, bytes, members] = launch;
+      scored = plan.scored(), residence = int(plan.residence), threads = plan.threads, bytes = std::max(bytes, plan.shared_bytes);
       members.push_back(int32_t(r));
     }
     std::vector<Launch> launches;
     for (auto& [key, launch] : found) {
-      auto& members = std::get<3>(launch);
+      auto& members = std::get<4>(launch);
       std::stable_sort(members.begin(), members.end(),
                        [&](int32_t a, int32_t b) { return plans_[a]->cost > plans_[b]->cost; });
       launches.push_back(launch);
@@ -198,19 +204,28 @@ class ReplicaPlans {
   }
 
   // Queues order[from:to] for `count` replicas of a launch; members, table and turns are device addresses.
-  static void run(uintptr_t table, uintptr_t turns, uintptr_t members, int64_t count, int residence, int threads,
+  static void run(uintptr_t table, uintptr_t turns, uintptr_t members, int64_t count, bool scored, int residence, int threads,
                   int64_t bytes, int64_t from, int64_t to, int64_t batch_size, bool evaluate, int device,
                   uintptr_t stream) {
     if (from < 0 || to < from || batch_size < 1 || residence < 0 || residence >= residences)
       throw std::invalid_argument("replicas: no such span or residence");
     py::gil_scoped_release release;
-    const ReplicaLaunch launch{at<const int32_t>(members), count, Residence(residence), threads, bytes};
+    const ReplicaLaunch launch{at<const int32_t>(members), count, scored, Residence(residence), threads, bytes};
     const char* error = train_replicas_cuda<T>(at<const DeviceReplica<T>>(table), at<const Turn>(turns), launch,
                                                {from, to, batch_size, evaluate}, device, at<void>(stream));
     if (error) throw std::runtime_error(std::string("train_replicas: ") + error);
   }
 
  private:
+  void add_plan(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
+                std::unique_ptr<Scores<T>> scores, const Settings& settings) {
+    const auto [loss, rule, beta1, beta2, eps, momentum, decay] = settings;
+    const Training training{Loss(loss), Rule(rule), beta1, beta2, eps, momentum, decay};
+    const Parameters<T> full{at<T>(tensors[0]), at<T>(tensors[1]), at<T>(tensors[2]), at<const uint8_t>(tensors[3]),
+                             starts[0],         starts[1]};
+    py::gil_scoped_release release;
+    plans_.push_back(std::make_unique<ReplicaPlan<T>>(widths, full, training, bounds_, std::move(scores)));
+  }
   template <typename P>
   static P* at(uintptr_t address) { return reinterpret_cast<P*>(address); }
 
@@ -223,6 +238,7 @@ void def_replica_plans(py::module_& m, const std::string& type) {
   py::class_<ReplicaPlans<T>>(m, ("ReplicaPlans_" + type).c_str())
       .def(py::init<int64_t, int64_t, int64_t>())
       .def("add", &ReplicaPlans<T>::add)
+      .def("add_scored", &ReplicaPlans<T>::add_scored)
       .def("sizes", &ReplicaPlans<T>::sizes)
       .def("write", &ReplicaPlans<T>::write)
       .def("write_back", &ReplicaPlans<T>::write_back)

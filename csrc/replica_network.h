@@ -24,6 +24,21 @@ struct Parameters {
   std::vector<int64_t> weights, biases;
 };
 
+// Score training: the weights are frozen, scores choose among them. Addresses lie in the layout of Parameters,
+// whose `values` are then the frozen weights and whose moments are those of the scores.
+template <typename T>
+struct Scores {
+  T* values;
+  const uint8_t* active;  // scored, and not frozen by Gem-Miner
+  uint8_t* kept;          // written back: the masks in force
+  bool gem;               // keeps scores >= 1/2, projects to [0, 1]; else the highest |score|
+  double penalty;         // its L2 factor, doubled: the slope of penalty * ||p||^2
+  std::vector<std::vector<int64_t>> groups;  // tensors (2 l: weights of layer l, 2 l + 1: its biases) counted together
+  std::vector<uint64_t> seeds;               // of the ties of each group
+};
+
+constexpr int64_t every_active = -1, from_half = -2;  // Gem-Miner's counts: at the end, and on the way
+
 // The neurons of each layer (0: the inputs) that reach an output through kept weights. Live: an input reaches
 // them, or they are outputs; constant: none does, so that their value is one number for the whole batch.
 struct LiveNeurons {

@@ -6,14 +6,15 @@
 #include <cstdint>
 
 #include "../replica_network.h"
+#include "../tie_order.h"
 
 namespace lotterykit {
 
 constexpr int warp_lanes = 32;  // examples side by side in a warp
 
-// Threads of a block at most, by the registers that they need.
-template <typename T>
-constexpr int most_threads = sizeof(T) == 4 ? 512 : 256;
+// Threads of a block at most, by the registers that they need: those that train scores need more.
+template <typename T, bool SCORED>
+constexpr int most_threads = sizeof(T) == 4 && !SCORED ? 512 : 256;
 
 // What of a replica lies in shared memory: `work` are activations and their gradients, `net` is the structure
 // with the weights, `moments` are the optimizer's.
@@ -27,6 +28,18 @@ struct DeviceLayer {
   int32_t in_row, out_row;   // the first neuron below and above
   int32_t weights;           // the first weight in the flat arrays
   int32_t constants, constant_count;  // the neurons above that no input reaches: first number, and how many
+};
+
+// A tensor whose entries have scores, in the flat arrays; `position` of its first within the entries that are
+// counted together, for the order of ties.
+struct ScoredTensor {
+  int32_t start, rows, columns, stride, position, group;
+};
+
+// Entries counted together: how many, and the seed of their ties.
+struct ScoredGroup {
+  int32_t entries;
+  TieSeed seed;
 };
 
 // A replica's structure as 32-bit words: this head, then arrays at the word offsets that it names. "Targets" are
@@ -48,6 +61,15 @@ struct DeviceShape {
   int32_t edge_start, edge_words;  // [targets + 1], then target << 16 | constant neuron
   int32_t out_start, out_edges;    // the transpose: [constants + 1], then numbers of edges
   int32_t kept;                    // bits [entries]: what the optimizer moves
+  int32_t scored, scored_count;    // ScoredTensor [scored_count]; none where weights are trained
+  int32_t groups, group_count;     // ScoredGroup [group_count]
+};
+
+// Which scores keep their weight (the highest |score|, or with `gem` those from 1/2 on), and Gem-Miner's slope of
+// its penalty by a score, over the score.
+struct ScoreRule {
+  bool gem;
+  double penalty;
 };
 
 // A learning rate over Adam's first bias correction (SGD: as it is), and 1 / the root of the second.
@@ -59,7 +81,7 @@ struct Pace {
 template <typename T>
 struct DeviceReplica {
   const uint32_t* image;  // DeviceShape and what follows
-  T* state;               // values [entries], first and second moments
+  T* state;               // values [entries], first and second moments; frozen weights, scores, what is active
   T* gradients;           // [entries], where a batch takes several passes; else null
   T* work;                // where `work` is not in shared memory; else null
   const T *x_train, *x_test;
@@ -67,12 +89,15 @@ struct DeviceReplica {
   int64_t n_test;
   double* found;          // mean loss of the test split, share of right classes
   Training training;
+  ScoreRule scores;
 };
 
-// The order of the examples in this epoch, and a pace for each of its steps.
+// The order of the examples in this epoch, and a pace for each of its steps. Score training: how many entries
+// each group keeps (or every_active, from_half), and how many when it is evaluated.
 struct Turn {
   const int32_t* order;
   const Pace* paces;
+  const int64_t *keeps, *ends;
 };
 
 // The examples order[from:to] in batches, from a batch's start; then the test split if asked for.
@@ -81,10 +106,11 @@ struct Span {
   bool evaluate;
 };
 
-// Replicas of one residence, block size and need of shared memory: `members` are `count` numbers in `table`.
+// Replicas of one kind, residence, block size and need of shared memory: `members` are `count` numbers in `table`.
 struct ReplicaLaunch {
   const int32_t* members;
   int64_t count;
+  bool scored;
   Residence residence;
   int32_t threads;
   int64_t shared_bytes;
@@ -95,6 +121,11 @@ struct ReplicaLaunch {
 template <typename T>
 const char* train_replicas_cuda(const DeviceReplica<T>* table, const Turn* turns, const ReplicaLaunch& launch,
                                 const Span& span, int device, void* stream);
+
+// The part of it that trains scores: queues and does not ask for errors.
+template <typename T>
+void queue_score_training(const DeviceReplica<T>* table, const Turn* turns, const ReplicaLaunch& launch,
+                          const Span& span, void* stream);
 
 // Bytes of shared memory of a block at most, and of a multiprocessor; then the number of these. Null, or the text
 // of a CUDA error.

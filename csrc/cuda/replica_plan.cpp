@@ -14,7 +14,8 @@ constexpr double dense_above = 0.33;
 constexpr int64_t row_align = 4;      // weights of a dense row are read four at a time
 constexpr int64_t most_chunks = 8;
 constexpr int64_t most_resident = 4;  // blocks a multiprocessor: fewer threads than theirs leave too many idle
-constexpr int64_t block_reserve = 2048;  // a block's own shared memory: the kernel's and the driver's
+// A block's own shared memory: the kernel's and the driver's; and what the choice of scores takes.
+constexpr int64_t block_reserve = 2 << 10, choice_reserve = 10 << 10;
 
 int64_t aligned(int64_t n) { return (n + row_align - 1) / row_align * row_align; }
 
@@ -24,6 +25,7 @@ struct Layout {
   const std::vector<int64_t>& widths;
   const Parameters<T>& full;
   const Training& training;
+  const Scores<T>* scores;
   DeviceShape& shape;
   std::vector<int64_t>& origin;
   LiveNeurons neurons{};
@@ -32,10 +34,12 @@ struct Layout {
       out_edges{};
   std::vector<int32_t> constant_at{};  // by layer: the number of its first constant neuron
   std::vector<uint8_t> kept{}, placed{};
+  std::vector<ScoredTensor> scored{};
+  std::vector<ScoredGroup> groups{};
 
   int64_t depth() const { return int64_t(widths.size()) - 1; }
   int64_t weight_at(int64_t l, int64_t o, int64_t i) const { return full.weights[l] + o * widths[l] + i; }
-  bool is_kept(int64_t at) const { return full.pruned == nullptr || !full.pruned[at]; }
+  bool is_kept(int64_t at) const { return full.pruned == nullptr || scores != nullptr || !full.pruned[at]; }
 
   // Appends an entry of the full buffers, or padding (-1).
   int32_t append(int64_t at) {
@@ -77,7 +81,8 @@ struct Layout {
       int64_t nnz = 0;
       for (const int32_t o : neurons.live[l + 1])
         for (const int32_t i : neurons.live[l]) nnz += is_kept(weight_at(l, o, i));
-      layer.dense = nnz > 0 && double(nnz) >= dense_above * double(layer.stride) * double(layer.out);
+      const double room = double(layer.stride) * double(layer.out);
+      layer.dense = scores != nullptr || (nnz > 0 && double(nnz) >= dense_above * room);
       layers.push_back(layer);
     }
     shape.rows = row, shape.constants = constants, shape.outputs = layers.back().out;
@@ -172,12 +177,29 @@ struct Layout {
     add_dense();
     add_biases_and_edges();
     shape.idle = int32_t(origin.size());
-    for (int64_t l = 0; l < d; ++l) {
+    for (int64_t l = 0; l < d && scores == nullptr; ++l) {
       add_idle(full.weights[l], widths[l] * widths[l + 1]);
       add_idle(full.biases[l], widths[l + 1]);
     }
     align();
     shape.entries = int32_t(origin.size());
+    if (scores != nullptr) add_scores();
+  }
+
+  void add_scores() {
+    for (size_t g = 0; g < scores->groups.size(); ++g) {
+      int32_t entries = 0;
+      for (const int64_t tensor : scores->groups[g]) {
+        const DeviceLayer& layer = layers[tensor / 2];
+        const bool bias = tensor % 2;
+        ScoredTensor one{layer.weights, layer.out, layer.in, layer.stride, entries, int32_t(g)};
+        if (bias) one = {shape.biases + layer.out_row - shape.inputs, 1, layer.out, layer.out, entries, int32_t(g)};
+        entries += one.rows * one.columns;
+        scored.push_back(one);
+      }
+      groups.push_back({entries, tie_seed(scores->seeds[g])});
+    }
+    shape.scored_count = int32_t(scored.size()), shape.group_count = int32_t(groups.size());
   }
 
   // The head is written again when the plan knows where all is to lie.
@@ -199,23 +221,21 @@ struct Layout {
     std::vector<uint32_t> bits((kept.size() + 31) / 32);
     for (size_t k = 0; k < kept.size(); ++k) bits[k / 32] |= uint32_t(kept[k]) << (k % 32);
     shape.kept = add(bits.data(), bits.size());
+    shape.scored = add(scored.data(), scored.size() * sizeof(ScoredTensor) / 4);
+    shape.groups = add(groups.data(), groups.size() * sizeof(ScoredGroup) / 4);
     while (words.size() % row_align) words.push_back(0);
     shape.words = int32_t(words.size());
     return words;
   }
 };
 
-int64_t held(int64_t bytes, const DeviceBounds& bounds) {
-  return bounds.multiprocessor_bytes / (bytes + block_reserve);
-}
-
 }  // namespace
 
 template <typename T>
 ReplicaPlan<T>::ReplicaPlan(const std::vector<int64_t>& widths, const Parameters<T>& full, const Training& training_,
-                            const DeviceBounds& bounds)
-    : training(training_), full_(full) {
-  Layout<T> layout{widths, full_, training, shape, origin};
+                            const DeviceBounds& bounds, std::unique_ptr<Scores<T>> scores)
+    : training(training_), full_(full), scores_(std::move(scores)) {
+  Layout<T> layout{widths, full_, training, scores_.get(), shape, origin};
   layout.run();
   image = layout.image();
   place(bounds);
@@ -231,10 +251,13 @@ int64_t ReplicaPlan<T>::work_size() const {
 }
 
 // Activations first, then the weights, then moments. The moments, which a step reads once, stay outside where a
-// second block takes their room: the one computes while the other waits at a barrier.
+// second block takes their room: the one computes while the other waits at a barrier. Of scores there is one kernel
+// with the weights inside, and one with nothing.
 template <typename T>
 void ReplicaPlan<T>::place(const DeviceBounds& bounds) {
-  const int64_t limit = bounds.block_bytes - block_reserve, size = int64_t(sizeof(T));
+  const int64_t reserve = block_reserve + (scored() ? choice_reserve : 0);
+  const int64_t limit = bounds.block_bytes - reserve, size = int64_t(sizeof(T));
+  const auto held = [&](int64_t bytes) { return bounds.multiprocessor_bytes / (bytes + reserve); };
   const auto work = [&] { return work_size() * size; };
   for (shape.chunks = 1; shape.chunks < most_chunks && shape.chunks * warp_lanes < bounds.batch_size;)
     shape.chunks *= 2;
@@ -248,13 +271,15 @@ void ReplicaPlan<T>::place(const DeviceBounds& bounds) {
     if (shared_bytes + net <= limit) {
       residence = Residence::work_and_net, shared_bytes += net;
       const int64_t all = shared_bytes + moments;
-      if (all <= limit && held(all, bounds) >= std::min<int64_t>(2, held(shared_bytes, bounds)))
+      if (!scored() && all <= limit && held(all) >= std::min<int64_t>(2, held(shared_bytes)))
         residence = Residence::all, shared_bytes = all;
+    } else if (scored()) {
+      residence = Residence::none, shared_bytes = 0;
     }
   }
   // Blocks that share a multiprocessor share its registers.
-  for (resident = 1; resident < most_resident && 2 * resident <= held(shared_bytes, bounds);) resident *= 2;
-  threads = most_threads<T> / int32_t(resident);
+  for (resident = 1; resident < most_resident && 2 * resident <= held(shared_bytes);) resident *= 2;
+  threads = (scored() ? most_threads<T, true> : most_threads<T, false>) / int32_t(resident);
   cost = 3.0 * shape.entries * shape.chunks * warp_lanes * double(passes_);
 }
 
@@ -265,6 +290,9 @@ void ReplicaPlan<T>::read(T* state) const {
     const int64_t at = origin[k];
     state[k] = at < 0 ? T(0) : full_.values[at];
     state[n + k] = at < 0 ? T(0) : full_.first[at], state[2 * n + k] = at < 0 ? T(0) : full_.second[at];
+    if (!scored()) continue;
+    state[3 * n + k] = state[k], state[4 * n + k] = at < 0 ? T(0) : scores_->values[at];
+    state[5 * n + k] = T(at >= 0 && scores_->active[at]);
   }
 }
 
@@ -274,7 +302,8 @@ void ReplicaPlan<T>::write_back(const T* state) {
   for (int64_t k = 0; k < n; ++k) {
     const int64_t at = origin[k];
     if (at < 0) continue;
-    full_.values[at] = state[k], full_.first[at] = state[n + k], full_.second[at] = state[2 * n + k];
+    (scored() ? scores_->values : full_.values)[at] = state[scored() ? 4 * n + k : k];
+    full_.first[at] = state[n + k], full_.second[at] = state[2 * n + k];
   }
 }
 

@@ -117,6 +117,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         op="train_scores",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.cuda:CudaScoreBatch",
+        evidence=None,
+    ),
+    Route(
+        op="train_scores",
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,22 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.operands import cuda_queue, ready
-from lotterykit.training.native import NativeBatch, addresses, metrics_of, order_of, rates_of, settings
+from lotterykit.ops.topk_mask import topk_mask
+from lotterykit.training.native import (
+    EVERY_ACTIVE,
+    FROM_HALF,
+    NativeBatch,
+    NativeScoreBatch,
+    addresses,
+    metrics_of,
+    order_of,
+    part_of,
+    rates_of,
+    settings,
+)
 from lotterykit.training.recipe import Recipe
-from lotterykit.training.replicas import RunSpec
+from lotterykit.training.replicas import RunResult, RunSpec
+from lotterykit.training.scored import KEPT_FROM, tie_seed
 
 # A launch can't be interrupted: it ends after about as many multiply-adds of a multiprocessor, of which a
 # slow one does 10^10 a second. A step counts as so many at least, which is what its barriers cost.
@@ -54,19 +68,22 @@ class CudaBatch(NativeBatch):
             found.append(self._copies[key])
         return found
 
-    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+    def _add(self, spec: RunSpec, data: list[Tensor]) -> None:
         try:
-            self.replicas.add(*self._network(spec), settings(spec.recipe))
+            super()._add(spec, data)
         except ValueError as why:
             raise ArgumentError(str(why)) from None
+
+    def _given(self, spec: RunSpec, data: list[Tensor]) -> tuple[Any, ...]:
+        return (settings(spec.recipe),)
 
     def _upload(self) -> None:
         """The replicas' structures and states as they begin, and room for what a step needs."""
         dtype, device, plans = self.specs[0].dtype, self.device, self.replicas
         words, numbers, gradients, work = plans.sizes()
-        images, states = torch.empty(words, dtype=torch.int32), torch.empty(numbers, dtype=dtype)
-        plans.write(images.data_ptr(), states.data_ptr())
-        self.images, self.states = images.to(device), states.to(device)
+        self.images = torch.empty(words, dtype=torch.int32, device=device)
+        self.states = torch.empty(numbers, dtype=dtype, device=device)
+        self._read_back()
         self.gradients = torch.empty(gradients, dtype=dtype, device=device)
         self.work = torch.empty(work, dtype=dtype, device=device)
         self.found = torch.empty(len(self.specs), 2, dtype=torch.float64, device=device)
@@ -89,7 +106,9 @@ class CudaBatch(NativeBatch):
         recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
         size = recipe.batch_size
         count, per_epoch = -(-examples // size), -(-n // size)
-        turns, held = self._turns(epoch, first, count, per_epoch, before)
+        self.last_keeps = self._keeps(epoch, end=final)
+        keeps = [self._keeps(epoch, end=False), self.last_keeps]
+        turns, held = self._turns(epoch, first, count, per_epoch, before, keeps)
         starts = list(range(0, examples, self.steps * size)) or [0]
         for start in starts:
             end = min(examples, start + self.steps * size)
@@ -105,10 +124,10 @@ class CudaBatch(NativeBatch):
 
     def _queue(self, turns: Tensor, start: int, end: int, size: int, *, evaluate: bool) -> None:
         with cuda_queue(self.device) as (_, number, stream):
-            for members, residence, threads, shared in self.launches:
+            for members, scored, residence, threads, shared in self.launches:
                 self.replicas.run(
-                    self.table.data_ptr(), turns.data_ptr(), members.data_ptr(), len(members), residence,
-                    threads, shared, start, end, size, evaluate, number, stream,
+                    self.table.data_ptr(), turns.data_ptr(), members.data_ptr(), len(members), scored,
+                    residence, threads, shared, start, end, size, evaluate, number, stream,
                 )  # fmt: skip
 
     def _wait(self) -> None:
@@ -124,9 +143,16 @@ class CudaBatch(NativeBatch):
         return self.orders[1]
 
     def _turns(
-        self, epoch: int, first: int, count: int, per_epoch: int, before: list[int]
+        self,
+        epoch: int,
+        first: int,
+        count: int,
+        per_epoch: int,
+        before: list[int],
+        keeps: list[list[list[int]]],
     ) -> tuple[Tensor, list[Tensor]]:
-        """The addresses `[R, 2]` of each replica's order and paces, and what holds their memory."""
+        """The addresses `[R, 4]` of each replica's order, paces and `keeps` on the way and at the end, and
+        what holds their memory."""
         orders = self._draw(epoch).to(self.device)
         seeds = {seed: i for i, seed in enumerate(dict.fromkeys(spec.seed for spec in self.specs))}
         recipes: dict[tuple[Recipe, int], int] = {}
@@ -135,18 +161,58 @@ class CudaBatch(NativeBatch):
         paces = torch.stack([_paces(recipe, first, count, per_epoch, steps) for recipe, steps in recipes]).to(
             self.device
         )
+        counts = torch.tensor([n for half in keeps for run in half for n in run], dtype=torch.int64)
+        counts = counts.to(self.device)
+        lengths = [len(run) for half in keeps for run in half]
+        places = [counts.data_ptr() + 8 * at for at in itertools.accumulate(lengths, initial=0)]
         turns = [
             (
                 orders.data_ptr() + seeds[spec.seed] * orders.stride(0) * orders.itemsize,
                 paces.data_ptr() + recipes[spec.recipe, steps] * paces.stride(0) * paces.itemsize,
+                places[r],
+                places[len(self.specs) + r],
             )
-            for spec, steps in zip(self.specs, before, strict=True)
+            for r, (spec, steps) in enumerate(zip(self.specs, before, strict=True))
         ]
-        return torch.tensor(turns, dtype=torch.int64).to(self.device), [orders, paces]
+        return torch.tensor(turns, dtype=torch.int64).to(self.device), [orders, paces, counts]
+
+    def _read_back(self) -> None:
+        """The replicas' structures and states as the host has them."""
+        images = torch.empty(self.images.shape, dtype=torch.int32)
+        states = torch.empty(self.states.shape, dtype=self.states.dtype)
+        self.replicas.write(images.data_ptr(), states.data_ptr())
+        self.images.copy_(images)
+        self.states.copy_(states)
 
     def _write_back(self) -> None:
         states = self.states.cpu()
         self.replicas.write_back(states.data_ptr())
+
+
+class CudaScoreBatch(CudaBatch, NativeScoreBatch):
+    """R replicas whose scores are trained (`RunSpec.scores`); every layer is dense, nothing is compacted."""
+
+    def _result(
+        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
+    ) -> RunResult:
+        """The masks are chosen anew, by the rule that the device followed."""
+        training, named = self.trainings[r], self.named[r]
+        scored = training.names({name: tensor.shape for name, tensor in named.items()})
+        for number, group in enumerate(training.groups(len(scored))):
+            tensors = [named[scored[i]] for i in group]
+            for tensor, mask in zip(tensors, self._masks(r, number, tensors), strict=True):
+                part_of(self.kept[r], tensor).copy_(mask)
+        return NativeScoreBatch._result(self, r, metrics, curve, step)
+
+    def _masks(self, r: int, number: int, tensors: list[Tensor]) -> list[Tensor]:
+        keep = self.last_keeps[r][number]
+        if keep == EVERY_ACTIVE:
+            return [part_of(self.active[r], tensor) for tensor in tensors]
+        scores = [part_of(self.scores[r], tensor) for tensor in tensors]
+        if keep == FROM_HALF:
+            return [score >= KEPT_FROM for score in scores]
+        ranked = [torch.nan_to_num(score.abs(), nan=-1.0, posinf=torch.inf) for score in scores]
+        return topk_mask(ranked, k=keep, seed=tie_seed(self.specs[r].seed, number))
 
 
 def _paces(recipe: Recipe, first: int, count: int, per_epoch: int, before: int) -> Tensor:

@@ -72,7 +72,11 @@ class NativeBatch:
         self._hand_over(spec, data)
 
     def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
-        self.replicas.add(*self._network(spec), *addresses(data), settings(spec.recipe))
+        self.replicas.add(*self._network(spec), *self._given(spec, data))
+
+    def _given(self, spec: RunSpec, data: list[Tensor]) -> tuple[Any, ...]:
+        """What the native object is told of data and recipe."""
+        return *addresses(data), settings(spec.recipe)
 
     def _network(self, spec: RunSpec) -> tuple[list[int], list[int], list[list[int]]]:
         """Widths, addresses and starts of the tensors of the last replica added."""
@@ -170,8 +174,8 @@ class NativeScoreBatch(NativeBatch):
         scored = training.names(shapes)
         start = initial_scores(training, shapes, spec.seed, spec.dtype)
         for name in scored:
-            _part(scores, self.named[-1][name]).copy_(start[name])
-            _part(active, self.named[-1][name]).fill_(True)
+            part_of(scores, self.named[-1][name]).copy_(start[name])
+            part_of(active, self.named[-1][name]).fill_(True)
         self.scores.append(scores)
         self.active.append(active)
         self.kept.append(kept)
@@ -181,9 +185,12 @@ class NativeScoreBatch(NativeBatch):
             *self._network(spec),
             [scores.data_ptr(), active.data_ptr(), kept.data_ptr()],
             (training.method == "gem-miner", 2.0 * training.penalty, groups, seeds),
-            *addresses(data),
-            settings(spec.recipe),
+            *self._given(spec, data),
         )
+
+    def _read_back(self) -> None:
+        """Take up scores, moments and active entries that were changed."""
+        self.replicas.read_scores()
 
     def _begin(self, epoch: int) -> None:
         """Gem-Miner freezes down to the counts of the epoch."""
@@ -193,7 +200,7 @@ class NativeScoreBatch(NativeBatch):
         self._write_back()
         for r in gems:
             self._freeze(r, epoch)
-        self.replicas.read_scores()
+        self._read_back()
 
     def _freeze(self, r: int, epoch: int) -> None:
         spec, training, named = self.specs[r], self.trainings[r], self.named[r]
@@ -204,13 +211,13 @@ class NativeScoreBatch(NativeBatch):
         for number, group in enumerate(training.groups(len(names))):
             tensors = [named[names[i]] for i in group]
             chosen = topk_mask(
-                [_part(ranked, tensor) for tensor in tensors],
+                [part_of(ranked, tensor) for tensor in tensors],
                 k=counts[number],
                 seed=tie_seed(spec.seed, number),
-                within=[_part(self.active[r], tensor) for tensor in tensors],
+                within=[part_of(self.active[r], tensor) for tensor in tensors],
             )
             for tensor, mask in zip(tensors, chosen, strict=True):
-                _part(self.active[r], tensor).copy_(mask)
+                part_of(self.active[r], tensor).copy_(mask)
         for values in (self.scores[r], *self.moments[r]):
             values.masked_fill_(~self.active[r], 0.0)
 
@@ -229,13 +236,13 @@ class NativeScoreBatch(NativeBatch):
     ) -> RunResult:
         named, masks = self.named[r], dict(self.specs[r].masks or {})
         scored = self.trainings[r].names({name: tensor.shape for name, tensor in named.items()})
-        masks |= {name: _part(self.kept[r], named[name]).clone() for name in scored}
-        scores = {name: _part(self.scores[r], named[name]).clone() for name in scored}
+        masks |= {name: part_of(self.kept[r], named[name]).clone() for name in scored}
+        scores = {name: part_of(self.scores[r], named[name]).clone() for name in scored}
         weights = {name: tensor.clone() for name, tensor in named.items()}
         return RunResult(weights, metrics, curve, scores=scores, masks=masks)
 
 
-def _part(buffer: Tensor, tensor: Tensor) -> Tensor:
+def part_of(buffer: Tensor, tensor: Tensor) -> Tensor:
     """The view of `buffer` `[S]` where `tensor`, itself a view of such a buffer, stands."""
     return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 

@@ -12,6 +12,7 @@ import argparse
 import random
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -30,7 +31,7 @@ from lotterykit.errors import ArgumentError  # noqa: E402
 from lotterykit.ops.sddmm import sddmm_cuda  # noqa: E402
 from lotterykit.ops.spmm import spmm_cuda  # noqa: E402
 from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
-from lotterykit.training.cuda import CudaBatch  # noqa: E402
+from lotterykit.training.cuda import CudaBatch, CudaScoreBatch  # noqa: E402
 from lotterykit.training.recipe import Recipe  # noqa: E402
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -70,10 +71,15 @@ def replicas(rng: random.Random) -> None:
                 layers, recipe, density, seed=seed, n=n, dtype=dtype, biases=rng.random() < 0.5
             )
         )
+    engine = CudaBatch
+    if rng.random() < 0.3:
+        training = rng.choice([t for t in replica_cases.SCORINGS.values() if t.method == "edge-popup"])
+        engine = CudaScoreBatch
+        runs = [replace(run, masks=None, scores=training) for run in runs]
     native = sys.modules["lotterykit._cuda"]
     room = rng.choice([3, 30, 60, 227]) << 10
     with mock.patch.object(native, "shared_memory", return_value=[room, room + 1024, 3]):
-        batch = CudaBatch(runs, torch.device("cpu"))
+        batch = engine(runs, torch.device("cpu"))
     batch.steps = rng.choice([1, 2, batch.steps])
     batch.train(rng.choice([None, 0, 3]), None)
 

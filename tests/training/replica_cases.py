@@ -66,7 +66,8 @@ def scored(
     training: ScoreTraining, recipe: Recipe, seed: int, *, ties: bool = False, **kwargs: Any
 ) -> RunSpec:
     """A network whose scores are trained; `ties`: scores of few values, zeros and both signs."""
-    run = replace(spec((3, 23, 18, 4), recipe, 1.0, seed=seed, **kwargs), masks=None, scores=training)
+    layers = kwargs.pop("layers", (3, 23, 18, 4))
+    run = replace(spec(layers, recipe, 1.0, seed=seed, **kwargs), masks=None, scores=training)
     if not ties:
         return run
     g = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ import emulated
 import pytest
 import sanitize
 import torch
-from replica_cases import RULES, assert_same, spec
+from replica_cases import RULES, SCORINGS, SGD_SCORES, assert_same, scored, spec
 
 from lotterykit.bench import gpu_checks_replicas
 from lotterykit.errors import ArgumentError
@@ -19,6 +19,7 @@ from lotterykit.ops import dispatch
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.training.recipe import Recipe
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
+from lotterykit.training.scored import ScoreTraining
 
 pytest.importorskip("setuptools")
 pytestmark = pytest.mark.skipif(dispatch.missing("cpu") is not None, reason="lotterykit._cpu is not built")
@@ -51,6 +52,20 @@ def train(specs: list[RunSpec], steps: int | None = None, split: int | None = No
     batch = CudaBatch(specs, CPU)
     batch.steps = split or batch.steps
     return batch.train(steps, None)
+
+
+def train_scores(specs: list[RunSpec], steps: int | None = None, split: int | None = None) -> list[RunResult]:
+    from lotterykit.training.cuda import CudaScoreBatch
+
+    batch = CudaScoreBatch(specs, CPU)
+    batch.steps = split or batch.steps
+    return batch.train(steps, None)
+
+
+def native_scores(specs: list[RunSpec], steps: int | None = None) -> list[RunResult]:
+    from lotterykit.training.native import NativeScoreBatch
+
+    return NativeScoreBatch(specs, CPU).train(steps, None)
 
 
 def native(specs: list[RunSpec], steps: int | None = None) -> list[RunResult]:
@@ -133,7 +148,7 @@ def test_wherever_the_state_lies(kilobytes: int, batch: int, wanted: str, module
 def launched(runs: list[RunSpec]) -> set[str]:
     from lotterykit.training.cuda import CudaBatch
 
-    return {RESIDENCES[residence] for _, residence, *_ in CudaBatch(runs, CPU).launches}
+    return {RESIDENCES[residence] for _, _, residence, *_ in CudaBatch(runs, CPU).launches}
 
 
 def test_what_is_pruned_afterwards_goes_on_alike(cuda) -> None:
@@ -226,6 +241,63 @@ def test_a_signal_ends_it_between_launches(cuda) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def assert_same_scores(ours: list[RunResult], theirs: list[RunResult]) -> None:
+    assert_same(ours, theirs, 1e-9)
+    for one, other in zip(ours, theirs, strict=True):
+        assert set(one.masks) == set(other.masks)
+        for key, mask in other.masks.items():
+            assert torch.equal(one.masks[key], mask), key
+        for key, scores in other.scores.items():
+            scale = float(scores.abs().max()) or 1.0
+            assert float((one.scores[key] - scores).abs().max()) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("rule", [SGD_SCORES, {}], ids=["sgd", "adam"])
+def test_score_training_equals_the_cpu(name: str, rule: dict, module) -> None:
+    """float64, 200 steps, masks and all; scores that tie and scores that don't; biases under a mask."""
+    recipe = Recipe("cross_entropy", epochs=25, batch_size=16, **rule)
+    runs = [scored(SCORINGS[name], recipe, seed=1), scored(SCORINGS[name], recipe, seed=2, ties=True)]
+    if not SCORINGS[name].bias:
+        runs.append(replace(runs[0], masks={"0.bias": torch.arange(23) % 3 > 0}))
+    with emulated.installed(module), emulated.order(None):
+        found = train_scores(runs, 200)
+    assert_same_scores(found, native_scores(runs, 200))
+
+
+@pytest.mark.parametrize("kilobytes", [227, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_first_masks_wherever_the_state_lies(kilobytes: int, dtype, module, cuda, monkeypatch) -> None:
+    """Exact counts and the seeded order of ties, before any step; then bitwise alone and in company."""
+    limit(monkeypatch, module, kilobytes << 10)
+    deep = {"layers": (3, 9, 8, 7, 6, 9, 4)}
+    runs = [
+        scored(
+            t, Recipe("cross_entropy", epochs=2, **SGD_SCORES), seed=i, ties=i % 2 == 0, dtype=dtype, **how
+        )
+        for i, t in enumerate(t for t in SCORINGS.values() if t.method == "edge-popup")
+        for how in ({}, deep)
+    ]
+    for ours, theirs in zip(train_scores(runs, 0), native_scores(runs, 0), strict=True):
+        assert all(torch.equal(ours.masks[key], mask) for key, mask in theirs.masks.items())
+        assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-5)
+    together = train_scores(runs)
+    for split in (None, 1):
+        for result, whole in zip(train_scores(runs[::-1], split=split), together[::-1], strict=True):
+            assert result.curve == whole.curve
+            assert all(torch.equal(result.scores[key], scores) for key, scores in whole.scores.items())
+
+
+def test_scores_that_diverge(cuda) -> None:
+    """A NaN ranks below all numbers, and counts stay exact."""
+    recipe = Recipe("mse", epochs=2, batch_size=32, optimizer="sgd", lr=1e38)
+    run = scored(ScoreTraining(density=0.9), recipe, seed=0, dtype=torch.float32)
+    (result,) = train_scores([run])
+    assert any(bool(scores.isnan().any()) for scores in result.scores.values())
+    for key, mask in result.masks.items():
+        assert int(mask.sum()) == round(0.9 * mask.numel()), key
+
+
 def test_data_that_replicas_share_is_copied_once(module) -> None:
     from lotterykit.training.cuda import CudaBatch
 
@@ -247,6 +319,11 @@ def test_the_route(module) -> None:
         assert "cuda: chosen" in dispatch.explain("train_replicas", [run])
         (ours,) = train_replicas([run])
     assert_same([ours], train_replicas([run]), 1e-10)
+    run = scored(SCORINGS["layer"], run.recipe, 0)
+    with emulated.installed(module), emulated.order(None), use_backend("cuda"):
+        assert "cuda: chosen" in dispatch.explain("train_scores", [run])
+        (ours,) = train_replicas([run])
+    assert_same_scores([ours], train_replicas([run]))
 
 
 def test_the_check_for_a_gpu_passes_on_the_emulator(module, monkeypatch) -> None:
