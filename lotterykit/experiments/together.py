@@ -36,9 +36,9 @@ def train_once(
 def train_on(
     device: str, specs: Sequence[RunSpec], *, progress: Callable[[int], None] | None = None
 ) -> list[RunResult]:
-    """`train_replicas` on `device`; weights by the CUDA trainer where that is a CUDA device."""
-    asked = use_backend("cuda", ops=["train_replicas"]) if device != "cpu" else nullcontext()
-    with asked:
+    """`train_replicas` on `device`, by the CUDA trainer where that is a CUDA device."""
+    ops = ["train_replicas", "train_scores"]
+    with use_backend("cuda", ops=ops) if device != "cpu" else nullcontext():
         return train_replicas(specs, device=device, progress=progress)
 
 

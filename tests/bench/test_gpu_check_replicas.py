@@ -17,7 +17,7 @@ BACKEND = "cpu" if dispatch.missing("cpu") is None else "reference"
 
 def test_the_check_passes_on_the_cpu_and_sees_a_wrong_trainer(monkeypatch):
     monkeypatch.setattr(gpu_checks_replicas, "SHAPES", ((2, 20, 20, 4), (1, 1), (3, 21, 17, 4)))
-    assert gpu_checks_replicas.check_replicas(3, device="cpu", backend=BACKEND) == []
+    assert gpu_checks_replicas.check_replicas(4, device="cpu", backend=BACKEND) == []
     right = gpu_checks_replicas.train_replicas
 
     def late(specs, **how):

@@ -54,7 +54,7 @@ def test_a_sweep_trains_on_its_device_and_says_so(monkeypatch, tmp_path):
     result = Sweep.of(cells, device="cuda").run("inline", 1, tmp_path / "runs.sqlite")
     assert result.failed == []
     assert ("train_replicas", "cuda", "cuda") in asked
-    assert ("train_scores", "cuda", None) in asked
+    assert ("train_scores", "cuda", "cuda") in asked
     assert [row["versions"]["cuda"] for row in result.rows] == ["pretended cuda"] * 2
     plain = Sweep.of(cells).run("inline", 1, tmp_path / "plain.sqlite")
     assert all("cuda" not in row["versions"] for row in plain.rows)
