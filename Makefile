@@ -3,11 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test sanitize bench gpu-check clean
+.PHONY: demo data test sanitize bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
 	$(RUN)/lotterykit reproduce plant-n-seek --quick --store demo/runs.sqlite --out demo/report
+
+# Real images for the tests; where they cannot be fetched those tests are skipped, and this says how to get them.
+FASHION := /usr/share/datasets/fashion-mnist
+data:
+	@if test ! -d $(FASHION) && test "$$(id -u)" = 0 && command -v apt-get > /dev/null; then \
+	    apt-get install -y -qq dataset-fashion-mnist \
+	    || { apt-get update -qq && apt-get install -y -qq dataset-fashion-mnist; } || true; \
+	fi; \
+	if test -d $(FASHION); then echo "fashion-mnist: $(FASHION)"; else \
+	    echo "fashion-mnist: not fetched. On Debian: sudo apt-get install dataset-fashion-mnist. Elsewhere:"; \
+	    echo "mkdir -p DIR/FashionMNIST/raw, put the four .gz files of"; \
+	    echo "https://github.com/zalandoresearch/fashion-mnist there, and set LOTTERYKIT_DATA=DIR."; \
+	fi
 
 test: $(VENV)/.test
 	$(RUN)/ruff check .

@@ -3,7 +3,8 @@
     python benchmarks/findings.py [STORE]
 
 With a STORE (runs.sqlite) its rows are first written, as the columns that the tables need, to
-results/plant-n-seek/results.csv.gz; without one the tables come from that file. Accuracies are means over
+results/plant-n-seek/results.csv.gz, beside those of this results version that the file has already; without
+one the tables come from that file. Accuracies are means over
 seeds, mean squared errors medians (they span decades); "strong" is before training, for regression after one
 positive factor fitted on the training split; "weak" is after training; "recall" is the kept share of the
 planted weights, "live" counts those on a path from input to output alone.
@@ -37,10 +38,11 @@ Row = dict[str, str]
 
 
 def write(store: str) -> None:
-    """The rows of `store` in the order of the study, numbers to 6 digits."""
+    """The rows of `store` and of the file in the order of the study, numbers to 6 digits."""
     with Store(store) as opened:
-        found = {row["key"]: row for row in opened.rows()}
-    rows = [flat(found[cell.key()]) for cell in paper.cells(paper.STUDY) if cell.key() in found]
+        fresh = {row["key"]: flat(row) for row in opened.rows()}
+    found = (read() if RESULTS.exists() else {}) | fresh
+    rows = [found[cell.key()] for cell in paper.cells(paper.STUDY) if cell.key() in found]
     columns = dict.fromkeys(name for row in rows for name in row if name in KEPT or name.startswith(PREFIXES))
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), restval="", extrasaction="ignore", lineterminator="\n")
@@ -49,7 +51,7 @@ def write(store: str) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with open(RESULTS, "wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as out:
         out.write(text.getvalue().encode())
-    print(f"{len(rows)} rows in {RESULTS}, {len(found)} in the store\n")
+    print(f"{len(rows)} rows in {RESULTS}, {len(fresh)} in the store\n")
 
 
 def _short(value: object) -> object:

@@ -21,7 +21,14 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_checks_replicas, gpu_goals, gpu_goals_replicas
+from lotterykit.bench import (
+    gpu_checks,
+    gpu_checks_replicas,
+    gpu_checks_sparse,
+    gpu_goals,
+    gpu_goals_replicas,
+    gpu_goals_sparse,
+)
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -36,8 +43,14 @@ STAGES: dict[str, tuple[str, float]] = {
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
     "replicas": ("cuda", 90),
+    "check-spmm": ("cuda", 60),
+    "check-sddmm": ("cuda", 60),
+    "spmm": ("cuda", 60),
+    "sddmm": ("cuda", 30),
+    "spmm-densities": ("cuda", 60),
     "check-masked_linear-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
+    "check-sparse-large": ("cuda", 60),
 }
 CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
@@ -45,13 +58,19 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-replicas": gpu_checks_replicas.check_replicas,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
+    "check-spmm": gpu_checks_sparse.check_spmm,
+    "check-sddmm": gpu_checks_sparse.check_sddmm,
+    "check-sparse-large": gpu_checks_sparse.check_sparse_large,
 }
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
     "replicas": gpu_goals_replicas.time_replicas,
+    "spmm": gpu_goals_sparse.time_spmm,
+    "sddmm": gpu_goals_sparse.time_sddmm,
+    "spmm-densities": gpu_goals_sparse.time_spmm_densities,
 }
-GOALS = gpu_goals.GOALS | gpu_goals_replicas.GOALS
+VERDICTS = (gpu_goals.verdicts, gpu_goals_replicas.verdicts, gpu_goals_sparse.verdicts)
 
 
 def main() -> int:
@@ -176,7 +195,7 @@ def summary(stage: str, out: Path) -> list[str]:
             ratio = f" ({timing['us'] / ours:.2f}x)" if ours else ""
             cells.append(f"{peer} {timing['us']:.0f} us{ratio}")
         lines.append(f"{stage} {row}: " + ", ".join(cells))
-    return lines + gpu_goals.verdicts(stage, results, GOALS)
+    return lines + [line for verdicts in VERDICTS for line in verdicts(stage, results)]
 
 
 if __name__ == "__main__":

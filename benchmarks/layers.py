@@ -1,6 +1,6 @@
 """Where `format="auto"` changes over: whole layers, sparse against masked and plain, forward + backward.
 
-    python benchmarks/layers.py [--sizes 100,256,512,1024] [--densities .5,.3,.1,.01] [--batches 32,128,512]
+    python benchmarks/layers.py [--sizes 100,256,512,1024] [--densities .5,.3,.1,.01] [--clock wall]
 
 Square linear layers with a bias, float32, one thread, the gradient of x included; the layers take turns, as
 in `lotterykit bench`. Results are checked before they are timed. Prints ratios of medians and writes
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lotterykit.bench import results
 from lotterykit.bench.setting import Setting
-from lotterykit.bench.timing import alternate
+from lotterykit.bench.timing import CLOCKS, alternate
 from lotterykit.nn import convert_, revert_
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +31,7 @@ def step(layer: nn.Module, x: Tensor, g: Tensor) -> Callable[[], tuple[Tensor, .
     return lambda: torch.autograd.grad(layer(x), leaves, g)
 
 
-def row_of(batch: int, size: int, density: float, repeats: int) -> dict:
+def row_of(batch: int, size: int, density: float, repeats: int, clock: str) -> dict:
     """Times one setting and prints its line."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, size, generator=generator).requires_grad_()
@@ -47,14 +47,14 @@ def row_of(batch: int, size: int, density: float, repeats: int) -> dict:
         dw2 = dw2[mask] if name == "sparse" else torch.where(mask, dw2, 0.0) if name == "masked" else dw2
         for one, other in ((dx, dx2), (dw, dw2), (db, db2)):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, msg=f"{name} differs")
-    timings = alternate(dict(steps), repeats=repeats)
+    timings = alternate(dict(steps), repeats=repeats, clock=clock)
     ours = timings["sparse"].median
     ratio = {name: taken.median / ours for name, taken in timings.items() if name != "sparse"}
     shown = f"{ours:>10.0f} {ratio['masked']:>8.2f} {ratio['plain']:>8.2f}"
     print(f"{batch:>6} {size:>6} {density:>8g} {shown}", flush=True)
-    setting = Setting("layer", (batch, size, size), density, "forward+backward").as_dict()
+    setting = Setting("linear-layer", (batch, size, size), density, "forward+backward").as_dict()
     us = {name: taken.as_dict() for name, taken in timings.items()}
-    return setting | {"us": us, "ours": "sparse", "ratio": ratio}
+    return setting | {"clock": clock, "us": us, "ours": "sparse", "ratio": ratio}
 
 
 def main() -> None:
@@ -63,13 +63,14 @@ def main() -> None:
     parser.add_argument("--densities", default=".5,.3,.2,.1,.05,.01")
     parser.add_argument("--batches", default="32,128,512")
     parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: where the machine is shared")
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine = results.machine()
     print(f"torch {torch.__version__}, {machine}, ratios are times over the sparse layer's")
     print(f"{'batch':>6} {'size':>6} {'density':>8} {'sparse us':>10} {'masked':>8} {'plain':>8}")
     rows = [
-        row_of(int(batch), int(size), float(density), options.repeats)
+        row_of(int(batch), int(size), float(density), options.repeats, options.clock)
         for batch in options.batches.split(",")
         for size in options.sizes.split(",")
         for density in options.densities.split(",")

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -50,7 +51,8 @@ Isa isa_of(const std::string& wanted) {
 std::tuple<std::string, int64_t, int64_t, int64_t, double, int64_t> bound_topk_mask(
     const std::vector<uintptr_t>& scores, const std::vector<uintptr_t>& within,
     const std::vector<uintptr_t>& masks, const std::vector<int64_t>& lengths, bool is_double, int64_t k,
-    uint64_t seed, int threads, const std::string& isa) {
+    uint64_t seed, int threads, const std::string& isa,
+    const std::optional<std::tuple<double, double, uint32_t, uint32_t>>& guess) {
   if (masks.size() != scores.size() || lengths.size() != scores.size() ||
       (!within.empty() && within.size() != scores.size()))
     throw std::invalid_argument("topk_mask: scores, within, masks and lengths differ in number");
@@ -64,12 +66,15 @@ std::tuple<std::string, int64_t, int64_t, int64_t, double, int64_t> bound_topk_m
                        reinterpret_cast<uint8_t*>(masks[i]), lengths[i]});
   }
   if (k < 0) throw std::invalid_argument("topk_mask: k is negative");
+  Guess expected{};
+  if (guess) expected = {std::get<0>(*guess), std::get<1>(*guess), std::get<2>(*guess), std::get<3>(*guess)};
+  if (!(expected.low <= expected.high)) throw std::invalid_argument("topk_mask: a guess that is no interval");
   const Isa level = isa_of(isa);
   Outcome outcome;
   {
     py::gil_scoped_release release;
     outcome = topk_mask(tensors.data(), int64_t(tensors.size()), is_double ? Dtype::f64 : Dtype::f32, k, seed,
-                        threads, level, poll_signals, nullptr);
+                        guess ? &expected : nullptr, threads, level, poll_signals, nullptr);
   }
   if (outcome.status == Status::interrupted) throw py::error_already_set();
   const char* names[] = {"ok", "nan", "too_few", "interrupted"};
@@ -154,49 +159,54 @@ class Replicas {
   // tensors: addresses of values, first and second moments, pruned (or 0); starts: of weights, of biases.
   // settings: (loss, rule, beta1, beta2, eps, momentum, weight decay).
   void add(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
-           const Data& train, const Data& test, const Settings& settings) {
+           const Data& train, const std::vector<Data>& tests, const Settings& settings) {
     py::gil_scoped_release release;
     replicas_.push_back(std::make_unique<Replica<T>>(widths, parameters(tensors, starts), examples(train),
-                                                     examples(test), training(settings)));
+                                                     training(settings)));
+    add_tests(tests);
   }
 
   // scores: addresses of scores, active, kept; then (gem, penalty, groups of tensors, their seeds).
   void add_scored(const std::vector<int64_t>& widths, const std::array<uintptr_t, 4>& tensors, const Starts& starts,
                   const std::array<uintptr_t, 3>& scores,
                   const std::tuple<bool, double, std::vector<std::vector<int64_t>>, std::vector<uint64_t>>& choice,
-                  const Data& train, const Data& test, const Settings& settings) {
+                  const Data& train, const std::vector<Data>& tests, const Settings& settings) {
     const auto& [gem, penalty, groups, seeds] = choice;
     py::gil_scoped_release release;
     replicas_.push_back(std::make_unique<Replica<T>>(
         widths, parameters(tensors, starts),
         Scores<T>{at<T>(scores[0]), at<const uint8_t>(scores[1]), at<uint8_t>(scores[2]), gem, penalty, groups, seeds},
-        examples(train), examples(test), training(settings)));
+        examples(train), training(settings)));
+    add_tests(tests);
   }
 
-  // Trains replica r on the examples order[r][0:to] with rates[r][step] a step; then evaluates all. Score
-  // training keeps keeps[r][group] entries on the way and ends[r][group] at the end; empty for weights.
-  std::vector<std::pair<double, double>> run(const std::vector<uintptr_t>& orders, int64_t to, int64_t batch_size,
-                                             const std::vector<uintptr_t>& rates, const std::vector<int64_t>& steps,
-                                             const std::vector<std::vector<int64_t>>& keeps,
-                                             const std::vector<std::vector<int64_t>>& ends, int threads,
-                                             const std::string& isa) {
+  // Trains replica r on the examples order[r][from:to] with rates[r][step] a step; then evaluates all on each of
+  // their tests, if `evaluates`: (loss, accuracy) by replica and test. Score training keeps keeps[r][group]
+  // entries on the way and ends[r][group] at the end; empty for weights.
+  std::vector<std::vector<std::pair<double, double>>> run(
+      const std::vector<uintptr_t>& orders, int64_t from, int64_t to, int64_t batch_size,
+      const std::vector<uintptr_t>& rates, const std::vector<int64_t>& steps,
+      const std::vector<std::vector<int64_t>>& keeps, const std::vector<std::vector<int64_t>>& ends, bool evaluates,
+      int threads, const std::string& isa) {
     const size_t count = replicas_.size();
     if (orders.size() != count || rates.size() != count || steps.size() != count || keeps.size() != count ||
         ends.size() != count || batch_size < 1)
       throw std::invalid_argument("replicas: orders, rates, steps, keeps and ends must be one a replica");
-    std::vector<std::pair<double, double>> found(count);
+    std::vector<std::vector<std::pair<double, double>>> found(count);
     threads = std::max(1, std::min(threads, int(count)));
     if (work_.size() < size_t(threads)) work_.resize(threads);
     run_stoppable(threads, isa, [&](const Run& run) {
       for_each(int64_t(count), run.threads, run.watch, [&](int thread, int64_t r) {
         Replica<T>& replica = *replicas_[r];
         if (replica.scored) replica.keep(keeps[r], run.isa);
-        if (!replica.train(at<const int64_t>(orders[r]), 0, to, batch_size, at<const double>(rates[r]), steps[r],
+        if (!replica.train(at<const int64_t>(orders[r]), from, to, batch_size, at<const double>(rates[r]), steps[r],
                            work_[thread], run.watch, thread == 0, run.isa))
           return;
         if (replica.scored) replica.keep(ends[r], run.isa);
-        const Evaluation result = replica.evaluate(work_[thread], run.isa);
-        found[r] = {result.loss, result.accuracy};
+        for (size_t t = 0; evaluates && t < tests_[r].size(); ++t) {
+          const Evaluation result = replica.evaluate(tests_[r][t], work_[thread], run.isa);
+          found[r].push_back({result.loss, result.accuracy});
+        }
       });
       return !run.watch.stopped();
     });
@@ -224,7 +234,12 @@ class Replicas {
   static Examples<T> examples(const Data& data) {
     return {at<const T>(std::get<0>(data)), at<const void>(std::get<1>(data)), std::get<2>(data)};
   }
+  void add_tests(const std::vector<Data>& tests) {
+    tests_.emplace_back();
+    for (const Data& test : tests) tests_.back().push_back(examples(test));
+  }
   std::vector<std::unique_ptr<Replica<T>>> replicas_;
+  std::vector<std::vector<Examples<T>>> tests_;
   std::vector<Workspace<T>> work_;
 };
 
@@ -476,7 +491,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels of lotterykit; use lotterykit.ops, which validates.";
   m.def("isa_levels", &isa_levels, "Instruction sets that this processor has, in rising order.");
   m.def("topk_mask", &bound_topk_mask, py::arg("scores"), py::arg("within"), py::arg("masks"), py::arg("lengths"),
-        py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best");
+        py::arg("is_double"), py::arg("k"), py::arg("seed"), py::arg("threads"), py::arg("isa") = "best",
+        py::arg("guess") = py::none());
   def_sparse_products<float>(m, "float32");
   def_sparse_products<double>(m, "float64");
   def_replicas<float>(m, "float32");

@@ -153,24 +153,24 @@ class ReplicaPlans {
     }
   }
 
-  // The kernel's table as bytes, from the device addresses of images, states, gradients, work and what is found,
-  // and of x_train, y_train, x_test, y_test with the examples of the test split of each replica.
-  py::bytes table(const std::array<uintptr_t, 5>& memory, const std::vector<std::array<uintptr_t, 4>>& data,
+  // The kernel's table as bytes, from the device addresses of images, states, gradients, work, tests and what they
+  // find, and of x_train and y_train with the number of tests of each replica.
+  py::bytes table(const std::array<uintptr_t, 6>& memory, const std::vector<std::array<uintptr_t, 2>>& data,
                   const std::vector<int64_t>& tested) const {
     if (data.size() != plans_.size() || tested.size() != plans_.size())
       throw std::invalid_argument("replicas: one row of data a replica");
     std::vector<DeviceReplica<T>> rows;
     const uint32_t* image = at<const uint32_t>(memory[0]);
     T *state = at<T>(memory[1]), *gradients = at<T>(memory[2]), *work = at<T>(memory[3]);
-    double* found = at<double>(memory[4]);
-    for (size_t r = 0; r < plans_.size(); ++r, found += 2) {
+    const TestSet<T>* tests = at<const TestSet<T>>(memory[4]);
+    double* found = at<double>(memory[5]);
+    for (size_t r = 0; r < plans_.size(); ++r) {
       const ReplicaPlan<T>& plan = *plans_[r];
-      const auto& [x_train, y_train, x_test, y_test] = data[r];
       rows.push_back({image, state, plan.gradient_size() ? gradients : nullptr, plan.scratch_size() ? work : nullptr,
-                      at<const T>(x_train), at<const T>(x_test), at<const void>(y_train), at<const void>(y_test),
-                      tested[r], found, plan.training, plan.score_rule()});
+                      at<const T>(data[r][0]), at<const void>(data[r][1]), tests, tested[r], found, plan.training, plan.score_rule()});
       image += plan.shape.words, state += plan.state_size();
       gradients += plan.gradient_size(), work += plan.scratch_size();
+      tests += tested[r], found += 2 * tested[r];
     }
     return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(DeviceReplica<T>)};
   }
@@ -205,14 +205,14 @@ class ReplicaPlans {
 
   // Queues order[from:to] for `count` replicas of a launch; members, table and turns are device addresses.
   static void run(uintptr_t table, uintptr_t turns, uintptr_t members, int64_t count, bool scored, int residence, int threads,
-                  int64_t bytes, int64_t from, int64_t to, int64_t batch_size, bool evaluate, int device,
+                  int64_t bytes, int64_t begin, int64_t from, int64_t to, int64_t batch_size, bool evaluate, int device,
                   uintptr_t stream) {
-    if (from < 0 || to < from || batch_size < 1 || residence < 0 || residence >= residences)
+    if (begin < 0 || from < begin || to < from || batch_size < 1 || residence < 0 || residence >= residences)
       throw std::invalid_argument("replicas: no such span or residence");
     py::gil_scoped_release release;
     const ReplicaLaunch launch{at<const int32_t>(members), count, scored, Residence(residence), threads, bytes};
     const char* error = train_replicas_cuda<T>(at<const DeviceReplica<T>>(table), at<const Turn>(turns), launch,
-                                               {from, to, batch_size, evaluate}, device, at<void>(stream));
+                                               {begin, from, to, batch_size, evaluate}, device, at<void>(stream));
     if (error) throw std::runtime_error(std::string("train_replicas: ") + error);
   }
 

@@ -226,14 +226,14 @@ def reproduce(
 
 @app.command(name="list")
 def list_names(what: str) -> int:
-    """List the methods, tasks or figures.
+    """List the methods, tasks, figures, networks, recipes or data sets.
 
     Parameters
     ----------
     what
-        methods, tasks or figures.
+        methods, tasks, figures, networks, recipes or data.
     """
-    from lotterykit.experiments import paper, spec
+    from lotterykit.experiments import datasets, listing, paper, spec
 
     lists = {
         "methods": lambda: [
@@ -244,6 +244,9 @@ def list_names(what: str) -> int:
         ],
         "tasks": lambda: list(spec.TASK_NAMES),
         "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
+        "networks": listing.network_lines,
+        "recipes": listing.recipe_lines,
+        "data": datasets.listing,
     }
     if what not in lists:
         raise unknown_name("list", what, lists)

@@ -98,7 +98,7 @@ class Masks(Mapping[str, Tensor]):
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Name -> (kept, total)."""
-        return {n: (int(m.sum()), m.numel()) for n, m in self.items()}
+        return {n: (int(m.count_nonzero()), m.numel()) for n, m in self.items()}
 
     def density(self, *, biases: bool = False) -> float:
         """Kept / total over the weights, or over weights and biases; 1 for an empty mapping."""

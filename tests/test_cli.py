@@ -314,7 +314,14 @@ def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):
 
 
 def test_lists_name_everything(capsys):
-    for what, names in (("methods", "synflow"), ("tasks", "helix"), ("figures", "Varying noise")):
+    for what, names in (
+        ("methods", "synflow"),
+        ("tasks", "helix"),
+        ("figures", "Varying noise"),
+        ("networks", "266,610 parameters     266,200 prunable  1x28x28"),
+        ("recipes", "adam 0.0012, 50000 iterations, batch 60"),
+        ("data", "fashion-mnist"),
+    ):
         assert invoke(["list", what]) == 0
         assert names in capsys.readouterr().out
 

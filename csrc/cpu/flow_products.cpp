@@ -101,13 +101,10 @@ void flow_backward(FlowLayer<T>& l, double* dx, std::vector<double>& dots, Isa i
 #endif
     return dx ? plain::backward_single<T, true>(l, dx) : plain::backward_single<T, false>(l, dx);
   }
-  const size_t kept = l.places.size();
-  dots.resize(std::max(dots.size(), kept));
-  std::fill_n(dots.begin(), kept, 0.0);
+  if (l.lanes == 0) std::fill(l.scores.begin(), l.scores.end(), 0.0f);
+  dots.resize(std::max(dots.size(), l.places.size()));
   if (dx != nullptr) backward_lanes<T, true>(l, dx, dots.data(), isa);
   else backward_lanes<T, false>(l, dx, dots.data(), isa);
-  for (size_t k = 0; k < kept; ++k)
-    l.scores[k] = float(double(l.magnitudes[k]) * (dots[k] * l.score_scale));
 }
 
 namespace {

@@ -37,34 +37,50 @@ TARGET inline void forward_span(const FlowLayer<T>& l, int64_t from, double* y) 
   }
 }
 
-// dots[k] += x . g over one span of positions; dx += |W|^T g.
+// The entries of a register, by halves: one after the other costs more than the product.
+template <typename V>
+TARGET inline double total(const V& v) {
+  if constexpr (sizeof(V) == sizeof(double)) {
+    return v;
+  } else if constexpr (sizeof(V) == sizeof(Two)) {
+    return v[0] + v[1];
+  } else if constexpr (sizeof(V) == sizeof(Four)) {
+    return total<Two>(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+  } else {
+    return total<Four>(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  }
+}
+
+// x . g over one span of positions, and dx += |W|^T g. `dots` carries the sums from the first span to the last,
+// which makes scores of them.
 template <typename T, typename V, int vectors, bool wants_dx>
 TARGET inline void backward_span(FlowLayer<T>& l, int64_t from, double* dx, double* dots) {
   constexpr int64_t width = sizeof(V) / sizeof(double);
   const int32_t* offsets = l.offsets.data();
+  const int32_t* places = l.places.data();
+  const T* magnitudes = l.magnitudes.data();
+  float* scores = l.scores.data();
+  const double scale = l.score_scale;
+  const bool first = from == 0, last_span = from + vectors * width == l.lanes;
   for (int64_t r = 0; r < l.rows; ++r) {
     const int64_t shift = r / l.rows_per_group * l.group_stride + from;
     V g[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) g[v] = reinterpret_cast<const Loose<V>*>(l.g + r * l.lanes + from + v * width)->v;
     for (int64_t k = l.starts[size_t(r)], last = l.starts[size_t(r) + 1]; k < last; ++k) {
-      const int64_t at = shift + offsets[l.places[size_t(k)]];
+      const int64_t at = shift + offsets[places[k]];
+      const double value = double(magnitudes[k]);
       V dot = g[0] * reinterpret_cast<const Loose<V>*>(l.x + at)->v;
 #pragma GCC unroll 8
       for (int v = 1; v < vectors; ++v) dot += g[v] * reinterpret_cast<const Loose<V>*>(l.x + at + v * width)->v;
       if (wants_dx) {
-        const double value = double(l.magnitudes[size_t(k)]);
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; ++v) reinterpret_cast<Loose<V>*>(dx + at + v * width)->v += value * g[v];
       }
-      if constexpr (width == 1) {
-        dots[k] += dot;
-      } else {
-        double sum = dot[0];
-#pragma GCC unroll 8
-        for (int64_t i = 1; i < width; ++i) sum += dot[i];
-        dots[k] += sum;
-      }
+      double sum = total<V>(dot);
+      if (!first) sum += dots[k];
+      if (last_span) scores[k] = float(value * (sum * scale));
+      else dots[k] = sum;
     }
   }
 }

@@ -250,18 +250,17 @@ struct Compaction {
 
 template <typename T>
 Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& parameters, const Examples<T>& train_,
-                    const Examples<T>& test_, const Training& training_)
-    : widths(widths_), full(parameters), training_data(train_), test_data(test_), training(training_) {
+                    const Training& training_)
+    : widths(widths_), full(parameters), training_data(train_), training(training_) {
   Compaction<T>{*this, {}, {}, {}}.run();
 }
 
 template <typename T>
 Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& parameters, const Scores<T>& scores,
-                    const Examples<T>& train_, const Examples<T>& test_, const Training& training_)
+                    const Examples<T>& train_, const Training& training_)
     : widths(widths_),
       full(parameters),
       training_data(train_),
-      test_data(test_),
       training(training_),
       full_scores(scores),
       scored(std::make_unique<ScoreState<T>>()) {
@@ -360,16 +359,16 @@ bool Replica<T>::train(const int64_t* order, int64_t from, int64_t to, int64_t b
 }
 
 template <typename T>
-Evaluation Replica<T>::evaluate(Workspace<T>& work, Isa isa) const {
+Evaluation Replica<T>::evaluate(const Examples<T>& data, Workspace<T>& work, Isa isa) const {
   const FlushDenormals flush;
   (void)flush;
   prepare(*this, work);
 #ifdef LOTTERYKIT_X86
-  if (isa == Isa::avx512) return avx512::evaluate(*this, work);
-  if (isa == Isa::avx2) return avx2::evaluate(*this, work);
+  if (isa == Isa::avx512) return avx512::evaluate(*this, data, work);
+  if (isa == Isa::avx2) return avx2::evaluate(*this, data, work);
 #endif
   (void)isa;
-  return plain::evaluate(*this, work);
+  return plain::evaluate(*this, data, work);
 }
 
 template <typename T>

@@ -115,16 +115,16 @@ class Replica {
   // Compacts: neurons that cannot reach an output are left out (their gradient is 0), those that no input
   // reaches become constants. The pruned entries of `parameters` must be 0.
   Replica(const std::vector<int64_t>& widths, const Parameters<T>& parameters, const Examples<T>& train,
-          const Examples<T>& test, const Training& training);
+          const Training& training);
   // Trains scores over frozen weights; nothing is left out, every layer is dense.
   Replica(const std::vector<int64_t>& widths, const Parameters<T>& parameters, const Scores<T>& scores,
-          const Examples<T>& train, const Examples<T>& test, const Training& training);
+          const Examples<T>& train, const Training& training);
 
   // Steps over the batches order[from:to] of `batch_size`; learning_rates has one value a step, `step` counts
   // the optimizer's steps before. False where the watch was stopped; `first_thread` may ask it.
   bool train(const int64_t* order, int64_t from, int64_t to, int64_t batch_size, const double* learning_rates,
              int64_t step, Workspace<T>& work, Watch& watch, bool first_thread, Isa isa);
-  Evaluation evaluate(Workspace<T>& work, Isa isa) const;
+  Evaluation evaluate(const Examples<T>& data, Workspace<T>& work, Isa isa) const;
   void write_back(Isa isa);
 
   // For score training: how many entries each group keeps from now on, or `every_active`, or `from_half`;
@@ -135,7 +135,7 @@ class Replica {
   // The state is plain data for the kernels of replica_kernels.h.
   std::vector<int64_t> widths;
   Parameters<T> full;
-  Examples<T> training_data, test_data;
+  Examples<T> training_data;
   Training training;
   std::vector<int32_t> inputs;  // the inputs in use
   std::vector<LiveLayer> layers;

@@ -638,9 +638,8 @@ LK_TARGET void train_step(const Replica<T>& net, const int64_t* order, int64_t c
 }
 
 template <typename T>
-LK_TARGET Evaluation evaluate(const Replica<T>& net, Workspace<T>& work) {
+LK_TARGET Evaluation evaluate(const Replica<T>& net, const Examples<T>& data, Workspace<T>& work) {
   constexpr int LANES = most_lanes;
-  const Examples<T>& data = net.test_data;
   const int64_t outputs = net.widths.back();
   const T* output = work.activations.get() + work.activation_at[net.layers.size()];
   double loss = 0;

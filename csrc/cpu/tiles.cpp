@@ -24,27 +24,26 @@ void from_tile_plain(const T* tile, int lanes, int first, int last, int64_t from
 
 #ifdef LOTTERYKIT_X86
 
-// Both halves of a column of 4 come from memory, which saves a third of the shuffles.
-LOTTERYKIT_AVX2 inline void transpose_8x8(const float* in, int64_t in_stride, float* out, int64_t out_stride) {
-  __m256 r[8], t[8];
+// Eight features of four examples, transposed in registers: r[i] holds example i's. Loading both halves of a
+// column of 4 from memory saves a third of the shuffles.
+LOTTERYKIT_AVX2 inline void transpose_8x4(const float* in, int64_t stride, __m256 (&r)[4]) {
+  __m256 t[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const float* upper = in + i * in_stride;
-    const float* lower = in + (i + 4) * in_stride;
-    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(upper)), _mm_loadu_ps(lower), 1);
-    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(upper + 4)), _mm_loadu_ps(lower + 4), 1);
-  }
-#pragma GCC unroll 2
-  for (int h = 0; h < 8; h += 4) {
-    t[h] = _mm256_unpacklo_ps(r[h], r[h + 1]);
-    t[h + 1] = _mm256_unpackhi_ps(r[h], r[h + 1]);
-    t[h + 2] = _mm256_unpacklo_ps(r[h + 2], r[h + 3]);
-    t[h + 3] = _mm256_unpackhi_ps(r[h + 2], r[h + 3]);
-    _mm256_storeu_ps(out + h * out_stride, _mm256_shuffle_ps(t[h], t[h + 2], 0x44));
-    _mm256_storeu_ps(out + (h + 1) * out_stride, _mm256_shuffle_ps(t[h], t[h + 2], 0xee));
-    _mm256_storeu_ps(out + (h + 2) * out_stride, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0x44));
-    _mm256_storeu_ps(out + (h + 3) * out_stride, _mm256_shuffle_ps(t[h + 1], t[h + 3], 0xee));
-  }
+  for (int i = 0; i < 4; ++i)
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(in + i * stride)),
+                                _mm_loadu_ps(in + (i + 4) * stride), 1);
+  t[0] = _mm256_unpacklo_ps(r[0], r[1]);
+  t[1] = _mm256_unpackhi_ps(r[0], r[1]);
+  t[2] = _mm256_unpacklo_ps(r[2], r[3]);
+  t[3] = _mm256_unpackhi_ps(r[2], r[3]);
+  r[0] = _mm256_shuffle_ps(t[0], t[2], 0x44);
+  r[1] = _mm256_shuffle_ps(t[0], t[2], 0xee);
+  r[2] = _mm256_shuffle_ps(t[1], t[3], 0x44);
+  r[3] = _mm256_shuffle_ps(t[1], t[3], 0xee);
+}
+
+LOTTERYKIT_AVX2 inline __m256 gated_avx2(__m256 x, const float* gate) {
+  return _mm256_andnot_ps(_mm256_cmp_ps(_mm256_loadu_ps(gate), _mm256_setzero_ps(), _CMP_LE_OQ), x);
 }
 
 LOTTERYKIT_AVX2 void to_tile_avx2(const float* x, const float* gate, int64_t stride, int examples, int lanes,
@@ -57,25 +56,40 @@ LOTTERYKIT_AVX2 void to_tile_avx2(const float* x, const float* gate, int64_t str
       const float* in = x + b * stride + f;
       int64_t in_stride = stride;
       if (gate != nullptr) {
-        for (int i = 0; i < 8; ++i) {
-          const __m256 y = _mm256_loadu_ps(gate + (b + i) * stride + f);
-          const __m256 off = _mm256_cmp_ps(y, _mm256_setzero_ps(), _CMP_LE_OQ);
-          _mm256_store_ps(gated + 8 * i, _mm256_andnot_ps(off, _mm256_loadu_ps(in + i * stride)));
-        }
+        for (int i = 0; i < 8; ++i)
+          _mm256_store_ps(gated + 8 * i,
+                          gated_avx2(_mm256_loadu_ps(in + i * stride), gate + (b + i) * stride + f));
         in = gated, in_stride = 8;
       }
-      transpose_8x8(in, in_stride, tile + f * lanes + b, lanes);
+      float* out = tile + f * lanes + b;
+#pragma GCC unroll 2
+      for (int h = 0; h < 8; h += 4) {
+        __m256 r[4];
+        transpose_8x4(in + h, in_stride, r);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) _mm256_storeu_ps(out + (h + i) * lanes, r[i]);
+      }
     }
   to_tile_plain(x, gate, stride, 0, full, lanes, whole, to, tile);
   to_tile_plain(x, gate, stride, full, examples, lanes, from, to, tile);
 }
 
+// Lines of y are written whole: their stride is often such that eight of them fill a set of the first cache.
 LOTTERYKIT_AVX2 void from_tile_avx2(const float* tile, int lanes, int examples, int64_t rows, float* y,
                                     int64_t stride) {
-  const int64_t whole = rows & ~int64_t(7);
-  const int full = examples & ~7;
-  for (int b = 0; b < full; b += 8)
-    for (int64_t r = 0; r < whole; r += 8) transpose_8x8(tile + r * lanes + b, lanes, y + b * stride + r, stride);
+  const int64_t whole = rows & ~int64_t(15);
+  const int full = examples & ~3;
+  for (int b = 0; b < full; b += 4)
+    for (int64_t r = 0; r < whole; r += 16) {
+      __m256 low[4], high[4];
+      transpose_8x4(tile + r * lanes + b, lanes, low);
+      transpose_8x4(tile + (r + 8) * lanes + b, lanes, high);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        _mm256_storeu_ps(y + (b + i) * stride + r, low[i]);
+        _mm256_storeu_ps(y + (b + i) * stride + r + 8, high[i]);
+      }
+    }
   from_tile_plain(tile, lanes, 0, full, whole, rows, y, stride);
   from_tile_plain(tile, lanes, full, examples, 0, rows, y, stride);
 }

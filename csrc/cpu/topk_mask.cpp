@@ -15,47 +15,10 @@
 namespace lotterykit {
 namespace {
 
-constexpr int32_t block_length = 32768;         // 128 KiB of floats: a block's scores and mask stay in L2
 constexpr int64_t candidate_limit = 4 << 20;    // bounds the extra memory at 50 MB (f32), whatever the input
 constexpr int64_t sample_all_below = 8192;      // so few that sampling them does not pay
 constexpr int64_t entries_per_thread = 1 << 19;  // about 100 us of work: fewer do not pay for waking a thread
 constexpr int digit_bits = 11;
-
-// A key orders entries: score first, then falling tie rank, so that the largest keys are kept. Keys are
-// distinct, and -0.0 and 0.0 share a score.
-template <typename T>
-struct Order;
-template <>
-struct Order<float> {
-  using Bits = uint32_t;
-  using Key = uint64_t;
-};
-template <>
-struct Order<double> {
-  using Bits = uint64_t;
-  using Key = unsigned __int128;
-};
-
-template <typename T>
-typename Order<T>::Key key_of(T score, uint32_t rank) {
-  using Bits = typename Order<T>::Bits;
-  constexpr Bits sign = Bits(1) << (8 * sizeof(T) - 1);
-  Bits bits;
-  std::memcpy(&bits, &score, sizeof(T));
-  const Bits ordered = (bits & sign) ? sign - (bits & ~sign) : sign + bits;
-  return typename Order<T>::Key(ordered) << 32 | uint32_t(~rank);
-}
-
-template <typename T>
-T score_of(typename Order<T>::Key key) {
-  using Bits = typename Order<T>::Bits;
-  constexpr Bits sign = Bits(1) << (8 * sizeof(T) - 1);
-  const Bits ordered = Bits(key >> 32);
-  const Bits bits = ordered < sign ? (sign - ordered) | sign : ordered - sign;
-  T score;
-  std::memcpy(&score, &bits, sizeof(T));
-  return score;
-}
 
 template <typename Key>
 int shift_for(Key range) {  // smallest shift that brings `range` below 2^digit_bits
@@ -64,9 +27,9 @@ int shift_for(Key range) {  // smallest shift that brings `range` below 2^digit_
   return shift;
 }
 
-// The rank-th largest (from 1) of n distinct keys, which it overwrites.
+// The first-th and the last-th largest (from 1, first <= last) of n keys, which it overwrites.
 template <typename Key>
-Key nth_largest(Key* keys, int64_t n, int64_t rank) {
+std::pair<Key, Key> nth_largest(Key* keys, int64_t n, int64_t first, int64_t last) {
   std::vector<int64_t> histogram(1 << digit_bits);
   while (n > 256) {
     const auto [least, most] = std::minmax_element(keys, keys + n);
@@ -74,18 +37,24 @@ Key nth_largest(Key* keys, int64_t n, int64_t rank) {
     const int shift = shift_for<Key>(*most - base);
     std::fill(histogram.begin(), histogram.end(), 0);
     for (int64_t i = 0; i < n; ++i) ++histogram[size_t((keys[i] - base) >> shift)];
-    size_t bin = histogram.size() - 1;
-    while (histogram[bin] < rank) rank -= histogram[bin--];
+    size_t top = histogram.size() - 1;
+    int64_t before = 0, through = 0;  // entries of bins above `top`, and of those down to `bottom`
+    while (before + histogram[top] < first) before += histogram[top--];
+    size_t bottom = top;
+    for (through = before + histogram[top]; through < last;) through += histogram[--bottom];
+    if (through - before == n) break;
     int64_t m = 0;
     for (int64_t i = 0; i < n; ++i) {
       const Key key = keys[i];
       keys[m] = key;
-      m += size_t((key - base) >> shift) == bin;
+      m += size_t((key - base) >> shift) - bottom <= top - bottom;
     }
-    n = m;
+    n = m, first -= before, last -= before;
   }
-  std::nth_element(keys, keys + (rank - 1), keys + n, std::greater<Key>());
-  return keys[rank - 1];
+  std::nth_element(keys, keys + (first - 1), keys + n, std::greater<Key>());
+  const Key high = keys[first - 1];
+  if (last > first) std::nth_element(keys + first, keys + (last - 1), keys + n, std::greater<Key>());
+  return {high, keys[last - 1]};
 }
 
 template <typename T>
@@ -110,19 +79,21 @@ class Selection {
     threads_ = int(std::clamp<int64_t>(total_ / entries_per_thread, 1, std::max(threads, 1)));
   }
 
-  Outcome run(int64_t k) {
+  Outcome run(int64_t k, const Guess* guess) {
     const int64_t competing = some_within_ ? count_competing() : total_;
     if (watch_.stopped()) return {Status::interrupted, 0, 0, competing, 0, 0};
     if (k > competing) return {Status::too_few, 0, 0, competing, 0, 0};
-    Key low = lowest(), high = highest();
-    if (k == 0) low = high;
-    else if (k == competing) high = low;
-    else if (competing > sample_all_below) bracket_by_sample(k, competing, low, high);
-    Outcome outcome{Status::ok, 0, 0, competing, 0, 0};
-    if (!select(k, low, high) && !watch_.stopped() && !nan_) {
-      low = lowest(), high = highest();
-      if (bracket_by_histograms(k, competing, low, high)) select(k, low, high);
+    if (!select_by_guess(k, competing, guess) && goes_on()) {
+      Key low = lowest(), high = highest();
+      if (k == 0) low = high;
+      else if (k == competing) high = low;
+      else if (competing > sample_all_below) bracket_by_sample(k, competing, low, high);
+      if (!select(k, low, high, candidate_limit) && goes_on()) {
+        low = lowest(), high = highest();
+        if (bracket_by_histograms(k, competing, low, high)) select(k, low, high, candidate_limit);
+      }
     }
+    Outcome outcome{Status::ok, 0, 0, competing, 0, 0};
     if (watch_.stopped()) outcome.status = Status::interrupted;
     else if (nan_) find_nan(outcome);
     outcome.threshold = double(score_of<T>(least_));
@@ -138,6 +109,15 @@ class Selection {
     std::vector<uint32_t> scanned;                  // room for one block
     int64_t kept = 0;
   };
+
+  bool goes_on() const { return !watch_.stopped() && !nan_; }
+
+  // A bracket that holds far more than a sample's would costs more than it saves.
+  bool select_by_guess(int64_t k, int64_t competing, const Guess* guess) {
+    if (guess == nullptr || k == 0 || k == competing || competing <= sample_all_below) return false;
+    const Key low = key_of(T(guess->low), guess->low_rank), high = key_of(T(guess->high), guess->high_rank);
+    return low <= high && select(k, low, high, std::min(candidate_limit, competing / 16));
+  }
 
   static Key lowest() { return key_of<T>(-std::numeric_limits<T>::infinity(), UINT32_MAX); }
   static Key highest() { return key_of<T>(std::numeric_limits<T>::infinity(), 0); }
@@ -156,7 +136,7 @@ class Selection {
 
   // Sets low and high so that about 1 in 10,000 draws misses: 4 standard deviations of the sampled rank.
   void bracket_by_sample(int64_t k, int64_t competing, Key& low, Key& high) {
-    const double wanted = std::pow(double(total_), 2.0 / 3.0);  // balances the sample against the candidates
+    const double wanted = 0.5 * std::pow(double(total_), 2.0 / 3.0);  // balances the sample against the candidates
     const int64_t n = std::min<int64_t>(total_, int64_t(std::clamp(wanted, 2048.0, 262144.0)));
     std::vector<Key> keys(size_t(n), Key(0));
     constexpr int64_t piece = 512;
@@ -185,10 +165,16 @@ class Selection {
     const int64_t first = int64_t(rank - margin), last = int64_t(std::ceil(rank + margin));
     expected_ = int64_t(2.2 * margin / double(std::max<int64_t>(m, 1)) * double(competing));
     expected_ = std::min(expected_, candidate_limit);
-    keys.resize(size_t(m));
-    std::vector<Key> copy(keys);
-    if (last <= m) low = nth_largest(copy.data(), m, last);
-    if (first >= 1) high = nth_largest(keys.data(), m, first);
+    if (m == 0) return;
+    const auto [from, to] = nth_largest(keys.data(), m, std::clamp<int64_t>(first, 1, m), std::clamp<int64_t>(last, 1, m));
+    if (first >= 1) high = from;
+    if (last <= m) low = to;
+    // Telling the bracket's ends from what ties with them costs more than a few candidates.
+    const auto tied_with = [&](Key end) {
+      return std::count_if(keys.begin(), keys.begin() + m, [&](Key key) { return key >> 32 == end >> 32; });
+    };
+    const auto few = int64_t(margin / 8);
+    if (tied_with(low) <= few && tied_with(high) <= few) low = low >> 32 << 32, high |= UINT32_MAX;
   }
 
   size_t block_at(uint32_t position) const {
@@ -231,9 +217,9 @@ class Selection {
     return true;
   }
 
-  // Writes the masks by the bracket [low, high]. False where the bracket missed, was too wide, or the pass
+  // Writes the masks by the bracket [low, high]. False where it missed, held more than `most` candidates, or the pass
   // was stopped or met a NaN; the masks are then to be written again.
-  bool select(int64_t k, Key low, Key high) {
+  bool select(int64_t k, Key low, Key high, int64_t most) {
     const Bracket<T> bracket{score_of<T>(low), score_of<T>(high), ~uint32_t(low), ~uint32_t(high)};
     std::vector<Share> shares(static_cast<size_t>(threads_));
     for (Share& share : shares) {
@@ -244,7 +230,7 @@ class Selection {
     std::atomic<int64_t> total{0};
     for_each(int64_t(blocks_.size()), threads_, watch_, [&](int thread, int64_t i) {
       Share& share = shares[size_t(thread)];
-      if (nan_ || total.load(std::memory_order_relaxed) > candidate_limit) return;
+      if (nan_ || total.load(std::memory_order_relaxed) > most) return;
       const Block<T>& b = blocks_[size_t(i)];
       const uint32_t* positions = share.scanned.data();
       const Scanned found = scan(b, bracket, seed_, share.scanned.data(), isa_);
@@ -254,12 +240,11 @@ class Selection {
       total += found.candidates;
       const size_t at = share.keys.size();
       share.keys.resize(at + size_t(found.candidates));
-      for (int32_t j = 0; j < found.candidates; ++j)
-        share.keys[at + size_t(j)] = key_of(b.scores[positions[j] - b.position], tie_rank(positions[j], seed_));
+      gather_keys(b, positions, found.candidates, seed_, share.keys.data() + at, isa_);
       share.positions.insert(share.positions.end(), positions, positions + found.candidates);
       share.runs.emplace_back(i, found.candidates);
     });
-    if (watch_.stopped() || nan_ || total > candidate_limit) return false;
+    if (watch_.stopped() || nan_ || total > most) return false;
     int64_t need = k;
     for (const Share& share : shares) need -= share.kept;
     if (need < 0 || need > total) return false;
@@ -283,7 +268,7 @@ class Selection {
     for (const Share& share : shares)
       for (const Key key : share.keys)
         if (size_t((key - low) >> shift) == bin) keys.push_back(key);
-    return nth_largest(keys.data(), int64_t(keys.size()), need);
+    return nth_largest(keys.data(), int64_t(keys.size()), need, need).first;
   }
 
   void patch(const std::vector<Share>& shares, Key least, int threads) {
@@ -293,7 +278,7 @@ class Selection {
       for (const auto& [block, candidates] : share.runs) {
         const Block<T>& b = blocks_[size_t(block)];
         for (const size_t end = at + size_t(candidates); at < end; ++at)
-          if (share.keys[at] >= least) b.mask[share.positions[at] - b.position] = 1;
+          b.mask[share.positions[at] - b.position] = share.keys[at] >= least;  // at random: no branch
       }
     });
   }
@@ -326,12 +311,12 @@ class Selection {
 
 }  // namespace
 
-Outcome topk_mask(const Entries* tensors, int64_t count, Dtype dtype, int64_t k, uint64_t seed, int threads,
-                  Isa isa, Poll poll, void* context) {
+Outcome topk_mask(const Entries* tensors, int64_t count, Dtype dtype, int64_t k, uint64_t seed, const Guess* guess,
+                  int threads, Isa isa, Poll poll, void* context) {
   Watch watch(poll, context);
   if (isa == Isa::best) isa = best_isa();
-  if (dtype == Dtype::f32) return Selection<float>(tensors, count, seed, threads, isa, watch).run(k);
-  return Selection<double>(tensors, count, seed, threads, isa, watch).run(k);
+  if (dtype == Dtype::f32) return Selection<float>(tensors, count, seed, threads, isa, watch).run(k, guess);
+  return Selection<double>(tensors, count, seed, threads, isa, watch).run(k, guess);
 }
 
 }  // namespace lotterykit

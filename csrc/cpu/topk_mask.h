@@ -28,10 +28,17 @@ struct Outcome {
   int64_t rank;       // or equals it and has at most this tie rank, in [-1, 2^32)
 };
 
+// Where the threshold is expected: between the entry of score `low` and tie rank `low_rank` and that of `high`
+// and `high_rank`, both included. Scores that change little from call to call need no sample then.
+struct Guess {
+  double low, high;
+  uint32_t low_rank, high_rank;
+};
+
 // Keeps exactly k competing entries: those with score > T, and those with score == T and h <= H, where h is
 // a bijection of the entry's flat position (over all entries of all tensors) drawn by `seed`. The result
-// does not depend on `threads` or `isa`. The total number of entries must be below 2^32.
-Outcome topk_mask(const Entries* tensors, int64_t count, Dtype dtype, int64_t k, uint64_t seed, int threads,
-                  Isa isa, Poll poll, void* context);
+// does not depend on `threads`, `isa` or `guess`, which may be null: a wrong one costs a pass. The total number of entries must be below 2^32.
+Outcome topk_mask(const Entries* tensors, int64_t count, Dtype dtype, int64_t k, uint64_t seed, const Guess* guess,
+                  int threads, Isa isa, Poll poll, void* context);
 
 }  // namespace lotterykit

@@ -74,6 +74,9 @@ constexpr int line_examples = line_bytes / int(sizeof(T));
 template <typename T>
 constexpr int lane_examples = granule_bytes / int(sizeof(T));
 
+// Of rows or columns: a block's last may be counted past the matrix in an int.
+constexpr int64_t most_features = (int64_t(1) << 31) - 4096;
+
 template <typename T>
 int64_t tiles_of(int64_t batch) {
   return (batch + line_examples<T> - 1) / line_examples<T>;

@@ -77,6 +77,14 @@ struct Pace {
   double rate, root_correction;
 };
 
+// What a network is evaluated on. Laid out as three int64 words.
+template <typename T>
+struct TestSet {
+  const T* x;
+  const void* y;
+  int64_t n;
+};
+
 // A replica for the kernel; device pointers.
 template <typename T>
 struct DeviceReplica {
@@ -84,15 +92,16 @@ struct DeviceReplica {
   T* state;               // values [entries], first and second moments; frozen weights, scores, what is active
   T* gradients;           // [entries], where a batch takes several passes; else null
   T* work;                // where `work` is not in shared memory; else null
-  const T *x_train, *x_test;
-  const void *y_train, *y_test;
-  int64_t n_test;
-  double* found;          // mean loss of the test split, share of right classes
+  const T* x_train;
+  const void* y_train;
+  const TestSet<T>* tests;
+  int64_t test_count;
+  double* found;          // of each test: mean loss, share of right classes
   Training training;
   ScoreRule scores;
 };
 
-// The order of the examples in this epoch, and a pace for each of its steps. Score training: how many entries
+// The order of the examples in this epoch, and paces of steps in it. Score training: how many entries
 // each group keeps (or every_active, from_half), and how many when it is evaluated.
 struct Turn {
   const int32_t* order;
@@ -100,9 +109,10 @@ struct Turn {
   const int64_t *keeps, *ends;
 };
 
-// The examples order[from:to] in batches, from a batch's start; then the test split if asked for.
+// The examples order[from:to] in batches, from a batch's start; then the tests if asked for. The paces are those of
+// the batches from `begin` on.
 struct Span {
-  int64_t from, to, batch_size;
+  int64_t begin, from, to, batch_size;
   bool evaluate;
 };
 

@@ -423,7 +423,7 @@ struct Network {
       if (from < end && thread < gathers()) next = gathered(batch, thread);
     };
     ask(span.from, min(span.from + span.batch_size, span.to));
-    int64_t number = span.from / span.batch_size;
+    int64_t number = (span.from - span.begin) / span.batch_size;
     for (int64_t start = span.from; start < span.to; start += span.batch_size, ++number) {
       const int64_t end = min(start + span.batch_size, span.to);
       const Pace pace = turn.paces[number];
@@ -466,12 +466,12 @@ struct Network {
     return log(loss) + double(top) - double(z[label * lanes]);
   }
 
-  __device__ __forceinline__ void evaluate(const DeviceReplica<T>& me, double (&losses)[most_warps],
+  __device__ __forceinline__ void evaluate(const TestSet<T>& test, double* found, double (&losses)[most_warps],
                                            int (&rights)[most_warps]) const {
     double loss = 0;
     int right = 0;
-    for (int64_t from = 0; from < me.n_test; from += lanes) {
-      const Examples<T> batch{me.x_test, me.y_test, nullptr, from, int(min(int64_t(lanes), me.n_test - from))};
+    for (int64_t from = 0; from < test.n; from += lanes) {
+      const Examples<T> batch{test.x, test.y, nullptr, from, int(min(int64_t(lanes), test.n - from))};
       gather(batch, thread < gathers() ? gathered(batch, thread) : T(0));
       __syncthreads();
       forward();
@@ -484,10 +484,12 @@ struct Network {
     loss = warp_sum(loss), right = warp_sum(right);
     if (lane == 0) losses[warp] = loss, rights[warp] = right;
     __syncthreads();
-    if (thread != 0) return;
-    for (int other = 1; other < warps; ++other) loss += losses[other], right += rights[other];
-    me.found[0] = loss / (double(me.n_test) * (training.loss == Loss::mse ? double(s.outputs) : 1.0));
-    me.found[1] = double(right) / double(me.n_test);
+    if (thread == 0) {
+      for (int other = 1; other < warps; ++other) loss += losses[other], right += rights[other];
+      found[0] = loss / (double(test.n) * (training.loss == Loss::mse ? double(s.outputs) : 1.0));
+      found[1] = double(right) / double(test.n);
+    }
+    __syncthreads();
   }
 };
 
@@ -544,7 +546,8 @@ __global__ void __launch_bounds__(most_threads<T, SCORED>, 1)
   const Turn& turn = turns[members[blockIdx.x]];
   net.train(me, turn, span);
   if (SCORED && span.evaluate) net.choose(turn.ends);
-  if (span.evaluate) net.evaluate(me, losses, rights);
+  for (int64_t t = 0; span.evaluate && t < me.test_count; ++t)
+    net.evaluate(me.tests[t], me.found + 2 * t, losses, rights);
   if constexpr (near_net) copy(me.state, values, near_moments ? 3 * entries : entries);
 }
 

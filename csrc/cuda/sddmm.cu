@@ -22,9 +22,10 @@ constexpr int place_room = chunk + 4;  // so that the four quarters of a warp re
 constexpr double least_density = 0.003;  // of slabs: below, a row meets two columns of a slab or fewer
 constexpr int most_slab = 768;           // columns: two slabs and the rest fit into 227 KiB
 constexpr int slab_step = 64;
-constexpr int slab_rows = 512;          // of a block: the more, the fewer times x is brought
-constexpr int64_t enough_blocks = 264;  // two for each multiprocessor of an H200
+constexpr int slab_rows = 512;  // of a block: the more, the fewer times x is brought
 constexpr int64_t most_parts = 16;
+// An H200's, and assumed of every device, so that all add the same parts in the same order.
+constexpr int64_t multiprocessors = 132;
 
 template <typename T>
 struct Sampled {
@@ -190,6 +191,17 @@ __global__ void __launch_bounds__(256) add_parts(const SumOf<T>* sums, int64_t n
   }
 }
 
+// How many tiles each part of the batch has, so that the blocks' last turn on the device is as full as can be.
+int64_t best_tiles_a_part(int64_t tiles, int64_t blocks) {
+  int64_t best = tiles, least = ((blocks + multiprocessors - 1) / multiprocessors) * tiles;
+  for (int64_t parts = 2; parts <= std::min(most_parts, tiles); ++parts) {
+    const int64_t each = (tiles + parts - 1) / parts;
+    const int64_t turns = (blocks * ((tiles + each - 1) / each) + multiprocessors - 1) / multiprocessors;
+    if (turns * each < least) best = each, least = turns * each;
+  }
+  return best;
+}
+
 template <typename T>
 int64_t lines_space(int64_t batch, int64_t features) {
   return tiles_of<T>(batch) * features * line_bytes;
@@ -199,6 +211,7 @@ template <typename T>
 const char* queue(const T* g, const T* x, int64_t batch, const Places& w, T* dvalues, unsigned char* workspace,
                   Way way, int shared_limit, cudaStream_t stream) {
   if (w.nnz == 0) return nullptr;
+  if (w.rows > most_features || w.cols > most_features) return "there are more than 2^31 - 4096 rows or columns";
   unsigned char* x_lines = workspace + lines_space<T>(batch, w.rows);
   auto* sums = reinterpret_cast<SumOf<T>*>(x_lines + lines_space<T>(batch, w.cols));
   if (!queue_lines(g, batch, w.rows, workspace, stream) || !queue_lines(x, batch, w.cols, x_lines, stream))
@@ -214,8 +227,7 @@ const char* queue(const T* g, const T* x, int64_t batch, const Places& w, T* dva
   p.row_blocks = int((w.rows + (slabs ? slab_rows : gather_rows) - 1) / (slabs ? slab_rows : gather_rows));
   const int64_t blocks = slabs ? p.row_blocks * ((w.cols + slab - 1) / slab) : p.row_blocks;
   if (blocks >= int64_t(1) << 31) return "rows and columns are too large for one grid";
-  const int64_t wanted = std::min(std::max<int64_t>((enough_blocks + blocks - 1) / blocks, 1), most_parts);
-  p.tiles_a_part = (p.tiles + wanted - 1) / wanted;
+  p.tiles_a_part = best_tiles_a_part(p.tiles, blocks);
   const int64_t parts = p.tiles ? (p.tiles + p.tiles_a_part - 1) / p.tiles_a_part : 0;
   const dim3 grid{unsigned(blocks), unsigned(parts)};
   if (parts && !slabs) launch(sddmm_gather<T>, grid, gather_threads, 0, stream, p);

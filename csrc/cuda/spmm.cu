@@ -22,7 +22,7 @@ constexpr int pair_room = chunk + 2;  // so that the four quarters of a warp rea
 constexpr double least_density = 0.003;  // of slabs: below, a row meets two columns of a slab or fewer
 constexpr int most_slab = 768;           // columns: two slabs and the rest fit into 227 KiB
 constexpr int slab_step = 64;
-constexpr int64_t enough_blocks = 264;  // two for each multiprocessor of an H200
+constexpr int enough_turns = 2;  // blocks for each multiprocessor, below which smaller blocks share the work better
 
 // A kept weight on its way to the lanes of its quarter.
 template <typename Sum>
@@ -243,6 +243,10 @@ __global__ void __launch_bounds__(256) in_order(const T* values, const int32_t* 
     ordered[k] = values[order[k]];
 }
 
+struct Device {
+  int multiprocessors, shared_limit;  // the limit in bytes, of one block
+};
+
 int64_t line_space(Number type, int64_t batch, int64_t features) {
   const int64_t examples = type == Number::f64 ? line_examples<double>
                            : type == Number::f32 ? line_examples<float>
@@ -251,14 +255,16 @@ int64_t line_space(Number type, int64_t batch, int64_t features) {
 }
 
 template <typename T, int sets>
+constexpr int64_t tile_bytes = int64_t(sizeof(T)) * line_examples<T> * held_stride<T, sets * set_rows>;
+
+template <typename T, int sets>
 const char* queue_slabs(Product<T> p, int64_t tiles, int shared_limit, cudaStream_t stream) {
   constexpr int rows = sets * set_rows;
   constexpr int64_t rest = line_bytes + int64_t(set_rows) * pair_room * sizeof(Pair<SumOf<T>>);
-  constexpr int64_t tile_of_y = int64_t(sizeof(T)) * line_examples<T> * held_stride<T, rows>;
   const int fitting = int((shared_limit - rest) / (2 * line_bytes)) / slab_step * slab_step;
   const int needed = (p.cols + slab_step - 1) / slab_step * slab_step;
   const int slab = std::max(std::min({most_slab, fitting, needed}), 0);
-  const int64_t shared = std::max(2 * int64_t(slab) * line_bytes + rest, tile_of_y);
+  const int64_t shared = std::max(2 * int64_t(slab) * line_bytes + rest, tile_bytes<T, sets>);
   if (shared > shared_limit || (slab == 0 && p.cols)) return "the device has too little shared memory";
   p.row_blocks = (p.rows + rows - 1) / rows;
   if (tiles * p.row_blocks >= int64_t(1) << 31) return "batch and rows are too large for one grid";
@@ -277,9 +283,11 @@ const char* queue_gather(Product<T> p, int64_t tiles, cudaStream_t stream) {
 
 template <typename T>
 const char* queue(const T* x, int64_t batch, const Places& w, const T* values, const int32_t* order, const T* bias,
-                  bool relu, T* y, unsigned char* workspace, Way way, int shared_limit, cudaStream_t stream) {
+                  bool relu, T* y, unsigned char* workspace, Way way, const Device& device,
+                  cudaStream_t stream) {
   const int64_t tiles = tiles_of<T>(batch);
   if (tiles == 0 || w.rows == 0) return nullptr;
+  if (w.rows > most_features || w.cols > most_features) return "there are more than 2^31 - 4096 rows or columns";
   if (!queue_lines(x, batch, w.cols, workspace, stream)) return "the batch is too large for one grid";
   if (order && w.nnz) {
     T* ordered = reinterpret_cast<T*>(workspace + tiles * w.cols * line_bytes);
@@ -292,11 +300,13 @@ const char* queue(const T* x, int64_t batch, const Places& w, const T* values, c
   const bool dense_enough = double(w.nnz) >= least_density * double(w.rows) * double(w.cols);
   if constexpr (sizeof(T) <= 4) {
     if (way == Way::slabs || (way == Way::automatic && dense_enough)) {
-      // Many rows a block bring a slab fewer times; few give every multiprocessor a block.
+      // Many rows a block bring a slab fewer times; few give every multiprocessor a block. The bits are the same.
       constexpr int many = 64 / lane_examples<T>, few = many / 4;
       const int64_t blocks = tiles * ((w.rows + many * set_rows - 1) / (many * set_rows));
-      if (blocks >= enough_blocks) return queue_slabs<T, many>(p, tiles, shared_limit, stream);
-      return queue_slabs<T, few>(p, tiles, shared_limit, stream);
+      const bool fits = tile_bytes<T, many> <= device.shared_limit;
+      if (fits && blocks >= int64_t(enough_turns) * device.multiprocessors)
+        return queue_slabs<T, many>(p, tiles, device.shared_limit, stream);
+      return queue_slabs<T, few>(p, tiles, device.shared_limit, stream);
     }
   }
   return queue_gather<T>(p, tiles, stream);
@@ -311,16 +321,18 @@ int64_t spmm_workspace(Number type, int64_t batch, const Places& w, bool ordered
 const char* spmm_cuda(Number type, const void* x, int64_t batch, const Places& w, const void* values,
                       const int32_t* order, const void* bias, bool relu, void* y, void* workspace, Way way,
                       int device, void* stream) {
-  int shared_limit = 0;
+  Device found = {};
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    error = cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&found.shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   const auto on = [&](auto zero) {
     using T = decltype(zero);
     return queue<T>(static_cast<const T*>(x), batch, w, static_cast<const T*>(values), order,
                     static_cast<const T*>(bias), relu, static_cast<T*>(y), static_cast<unsigned char*>(workspace),
-                    way, shared_limit, static_cast<cudaStream_t>(stream));
+                    way, found, static_cast<cudaStream_t>(stream));
   };
   const char* refused = nullptr;
   switch (type) {

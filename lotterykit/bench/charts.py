@@ -25,6 +25,7 @@ PANELS = 6  # the most that one chart shows
 STYLES = {
     "spmm": ("#D55E00", "o"),
     "masked_linear": ("#E69F00", "v"),
+    "auto": ("#F0E442", "p"),
     "sddmm": ("#D55E00", "o"),
     "sparse_conv2d": ("#D55E00", "o"),
     "sparse_conv2d-last": ("#E69F00", "v"),

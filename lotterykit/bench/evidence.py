@@ -1,7 +1,9 @@
-"""Whether a results file bears out a row of `ROUTES`, as `benchmarks/routes.py` measures and a test asks."""
+"""Whether a results file bears out a row of `ROUTES` or of `CROSSOVERS`, as `benchmarks/routes.py` and
+`benchmarks/layers.py` measure and tests ask."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 from lotterykit.bench import results
 from lotterykit.bench.peers import PEERS
+from lotterykit.nn.crossover import Crossover
 from lotterykit.ops.dispatch import Route
 
+BATCHES = frozenset({32, 128, 512})  # at which a crossover is measured
 LEAST = 0.001  # a band that begins lower need not be measured lower
 
 
@@ -64,3 +68,32 @@ def uncovered(route: Route, rows: Sequence[Mapping[str, Any]]) -> str | None:
                 where = f"{'x'.join(map(str, row['shape']))} density {row['density']:g} {row['work']}"
                 return f"{mine} in {dtype} is slower than the reference at {where}: {ratio:.2f}x"
     return None
+
+
+def unfounded(crossover: Crossover, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Where `rows` do not show the sparse layer to be the fastest within a crossover, or None.
+
+    They must hold its smallest layer at its highest density, with each of BATCHES, and every row within must
+    have a sparse layer that is faster than every other.
+    """
+    kind = [r for r in rows if r["op"] == f"{crossover.kind}-layer"]
+    within = [r for r in kind if _weights(r) >= crossover.weights and r["density"] <= crossover.density]
+    edge = {
+        r["shape"][0]
+        for r in within
+        if _weights(r) == crossover.weights and r["density"] == crossover.density
+    }
+    if not edge >= BATCHES:
+        at = f"{crossover.weights} weights, density {crossover.density:g}"
+        return f"{at}: measured with batches {sorted(edge)}, not {sorted(BATCHES)}"
+    for row in within:
+        sparse = row["us"]["sparse"]["median"]
+        for name, taken in row["us"].items():
+            if name != "sparse" and taken["median"] <= sparse:
+                where = f"{'x'.join(map(str, row['shape']))} density {row['density']:g}"
+                return f"{name} is faster than sparse at {where}: {sparse / taken['median']:.2f}x"
+    return None
+
+
+def _weights(row: Mapping[str, Any]) -> int:
+    return math.prod(row["shape"][1:])

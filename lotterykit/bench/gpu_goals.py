@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -149,12 +149,10 @@ def _topk_peers() -> dict[str, Callable[[list[Tensor], int], list[Tensor]]]:
     return {"topk": by_topk, "sort": by_sort, "kthvalue": by_kthvalue}
 
 
-def verdicts(
-    topic: str, table: dict[str, Any], goals: Mapping[str, tuple[str, str, str, str, float]] = GOALS
-) -> list[str]:
+def verdicts(topic: str, table: dict[str, Any]) -> list[str]:
     """One line a goal of this topic: reached, missed with its number, or not measured."""
     lines = []
-    for goal, (what, of, row, peer, wanted) in goals.items():
+    for goal, (what, of, row, peer, wanted) in GOALS.items():
         if of != topic:
             continue
         times = table.get(row, {})

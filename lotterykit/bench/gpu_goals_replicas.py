@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lotterykit.bench.ceilings import fp32_precision
+from lotterykit.bench.goals import line
 from lotterykit.bench.timing import measure
 from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
@@ -192,3 +193,15 @@ PEERS: dict[str, Callable[[list[RunSpec], str], Callable[[], Any]]] = {
     "graph-bmm": graph_bmm,
     "eager-vmap": eager_vmap,
 }
+
+
+def verdicts(topic: str, table: dict[str, Any]) -> list[str]:
+    """One line a goal of this topic: reached, missed with its number, or not measured."""
+    lines = []
+    for goal, (what, of, row, peer, wanted) in GOALS.items():
+        times = table.get(row, {})
+        if of == topic:
+            measured = "ours" in times and peer in times
+            found = times[peer]["us"] / times["ours"]["us"] if measured else None
+            lines.append(line(goal, f"{what} against {peer}", found, wanted))
+    return lines

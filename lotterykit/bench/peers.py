@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lotterykit.bench import published, replicas, synflow
 from lotterykit.bench.contender import Builder, Contender, through_autograd
 from lotterykit.bench.convolution import conv3x3, sparse_conv
+from lotterykit.bench.layers import auto_linear
 from lotterykit.bench.problems import Scores
 from lotterykit.bench.setting import DTYPES, Layer, Problem, Setting
 from lotterykit.errors import BackendError
@@ -222,6 +223,9 @@ PEERS: dict[str, Peer] = {
     "masked_linear": Peer(
         "ours, on a dense weight and a mask", {"linear": _masked_linear}, ours=("masked_linear",)
     ),
+    "auto": Peer(
+        "ours, a layer of format='auto'", {"linear": auto_linear}, ours=("spmm", "sddmm", "masked_linear")
+    ),
     "sddmm": Peer("ours, at the kept places", {"sddmm": _sddmm}, ours=("sddmm",)),
     "sparse_conv2d": Peer("ours, on a static structure", {"conv": sparse_conv}, ours=("sparse_conv2d",)),
     "sparse_conv2d-last": Peer(
@@ -267,7 +271,7 @@ PEERS: dict[str, Peer] = {
         "SparseProp (Nikdan et al., 2023)",
         dict.fromkeys(_OF_LAYER, published.sparseprop_linear) | {"conv": published.sparseprop_conv},
         absent=published.sparseprop_missing,
-        refuses=published.sparseprop_refuses,
+        refuses=published.sparseprop_images_refuses,
     ),
     "sparseprop-over-on": Peer(
         "SparseProp, vectorised over output pixels",

@@ -46,6 +46,13 @@ def sparseprop_refuses(setting: Setting) -> str | None:
     return _float32_on_cpu(setting)
 
 
+def sparseprop_images_refuses(setting: Setting) -> str | None:
+    """Its convolution over images takes them by eight, and reads and writes past the last ones."""
+    if setting.op == "conv" and setting.shape[0] % 8:
+        return f"takes batches of multiples of 8, got {setting.shape[0]}"
+    return sparseprop_refuses(setting)
+
+
 def sparselab_refuses(setting: Setting) -> str | None:
     """It has float32 on the CPU alone, and threads of its own that must be found to be set."""
     if setting.threads != 1 and _runtimes() == []:

@@ -61,7 +61,7 @@ def digest(tensors: Mapping[str, Tensor]) -> bytes:
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().contiguous().numpy().data)
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()
 
 

@@ -3,12 +3,13 @@
 from lotterykit.nn.convert import convert_, revert_
 from lotterykit.nn.init import INITS
 from lotterykit.nn.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLinear
-from lotterykit.nn.models import mlp
+from lotterykit.nn.models import NETWORKS, mlp, network
 from lotterykit.nn.scored import ScoredConv2d, ScoredLinear, ranked_together
 from lotterykit.nn.sparse import SparseConv1d, SparseConv2d, SparseLinear
 
 __all__ = [
     "INITS",
+    "NETWORKS",
     "MaskedConv1d",
     "MaskedConv2d",
     "MaskedConv3d",
@@ -20,6 +21,7 @@ __all__ = [
     "SparseLinear",
     "convert_",
     "mlp",
+    "network",
     "ranked_together",
     "revert_",
 ]

@@ -65,9 +65,8 @@ class Masked:
 
     def kept_bias(self) -> Tensor | None:
         """`bias` with pruned entries 0 where there is a `bias_mask`; differentiable."""
-        if self.bias is None or self.bias_mask is None:
-            return self.bias
-        return torch.where(self.bias_mask, self.bias, 0.0)
+        bias, mask = self.bias, self.bias_mask  # each access costs a module as much as a small tensor's
+        return bias if bias is None or mask is None else torch.where(mask, bias, 0.0)
 
     def density(self) -> float | None:
         """Kept / total, 1 for an empty weight; None where the mask cannot be read now."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.threshold import Threshold, fixed_threshold, kept_mask, score_thresholds
 from lotterykit.ops.threshold_conv2d import threshold_conv2d
 from lotterykit.ops.threshold_linear import threshold_linear
@@ -43,6 +44,7 @@ class Scored:
     def add_scores_(self, method: str, density: float | None, seed: int) -> None:
         """Freeze the weight and register its scores."""
         self.method, self.density, self.seed = method, density, seed
+        self._guess, self._guess_together = Guess(), Guess()  # scores change little from step to step
         self.weight.requires_grad_(False)
         self.weight_score = nn.Parameter(torch.empty_like(self.weight))
         self.reset_scores()
@@ -60,7 +62,8 @@ class Scored:
             return self._shared
         if self.method == "gem-miner":
             return fixed_threshold(KEPT_FROM, device=self.weight_score.device)
-        return score_thresholds([self.weight_score], density=check_density(self.density), seed=self.seed)[0]
+        density = check_density(self.density)
+        return score_thresholds([self.weight_score], density=density, seed=self.seed, guess=self._guess)[0]
 
     @property
     def weight_mask(self) -> Tensor:
@@ -150,7 +153,8 @@ def ranked_together(model: nn.Module, *, density: float, seed: int = 0) -> Itera
     layers = [m for m in model.modules() if isinstance(m, Scored) and m.method == "edge-popup"]
     if not layers:
         raise ArgumentError(f"{type(model).__name__} has no layer scored by edge-popup to rank")
-    found = score_thresholds([layer.weight_score for layer in layers], density=density, seed=seed)
+    ranked = [layer.weight_score for layer in layers]
+    found = score_thresholds(ranked, density=density, seed=seed, guess=layers[0]._guess_together)
     before = [layer._shared for layer in layers]
     for layer, threshold in zip(layers, found, strict=True):
         layer._shared = threshold

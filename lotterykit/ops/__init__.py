@@ -1,6 +1,7 @@
 """The ops: public functions, each with its reference, custom op and routes in a file of its own."""
 
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.masked_linear import masked_linear
 from lotterykit.ops.match_neurons import match_neurons
 from lotterykit.ops.sddmm import sddmm
@@ -15,6 +16,7 @@ from lotterykit.ops.topk_mask import topk_mask
 
 __all__ = [
     "CSR",
+    "Guess",
     "fixed_threshold",
     "masked_linear",
     "match_neurons",

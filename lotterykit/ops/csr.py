@@ -12,12 +12,9 @@ from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from lotterykit.errors import ArgumentError
+from lotterykit.ops.native_form import native_form, segments
 
 MOST = 2**31 - 1  # indices and offsets are int32: half the traffic of int64
-# A block's columns of a tile of 64 examples take 24 KiB, most of a first cache. Below the density a row's
-# share of a block is so short that reading and writing its sums again costs more than the cache saves.
-BLOCK_WIDTH = 96
-BLOCK_DENSITY = 0.02
 TENSORS = (
     "row_offsets",
     "columns",
@@ -63,6 +60,12 @@ class CSR:
             self._transpose(rows)
         self._tensors: list[Tensor] = [getattr(self, name) for name in TENSORS]
         self._versions = [t._version for t in self._tensors]
+        self._density = self.nnz / (self.shape[0] * self.shape[1]) if 0 not in self.shape else 1.0
+        # Aliases: what `native` points to stays, even where somebody gives a tensor other data.
+        self._aliases = [t.detach() for t in self._tensors]
+        self.native = native_form(self._aliases, False), native_form(self._aliases, True)
+        self.native_order = self._aliases[6].data_ptr()
+        self.serving: dict[object, Callable[..., Any]] = {}  # see operands.implementation
         _known[self.row_offsets] = _Known(weakref.ref(self))
 
     @classmethod
@@ -88,8 +91,7 @@ class CSR:
     @property
     def density(self) -> float:
         """Kept / total; 1 for an empty mask."""
-        total = self.shape[0] * self.shape[1]
-        return self.nnz / total if total else 1.0
+        return self._density
 
     @property
     def device(self) -> torch.device:
@@ -147,9 +149,9 @@ class CSR:
         self.rows = rows[self.permutation.long()].int()
         self.column_offsets = torch.zeros(n_in + 1, dtype=torch.int32, device=self.device)
         self.column_offsets[1:] = torch.bincount(columns, minlength=n_in).cumsum(0)
-        self.row_segments = _segments(rows, columns, self.row_offsets, n_out, n_in)
+        self.row_segments = segments(rows, columns, self.row_offsets, n_out, n_in)
         turned = columns[self.permutation.long()], self.rows.long()
-        self.column_segments = _segments(*turned, self.column_offsets, n_in, n_out)
+        self.column_segments = segments(*turned, self.column_offsets, n_in, n_out)
 
 
 class _Known(NamedTuple):
@@ -211,17 +213,6 @@ def _checked_structure(op: str, structure: Sequence[Tensor]) -> CSR:
                 f"got {int(got.flatten()[at])}"
             )
     return csr
-
-
-def _segments(rows: Tensor, columns: Tensor, offsets: Tensor, n_rows: int, n_columns: int) -> Tensor:
-    """Where each column block begins in each row: int32 `[blocks + 1, rows]`, or the offsets as one block."""
-    dense_enough = rows.numel() >= BLOCK_DENSITY * n_rows * n_columns
-    if not dense_enough or n_columns < 2 * BLOCK_WIDTH or n_rows == 0:
-        return offsets
-    blocks = -(-n_columns // BLOCK_WIDTH)
-    bounds = (torch.arange(blocks + 1, device=rows.device) * BLOCK_WIDTH).clamp(max=n_columns)
-    starts = torch.arange(n_rows, device=rows.device) * n_columns
-    return torch.searchsorted(rows * n_columns + columns, bounds[:, None] + starts).int()
 
 
 def _rows_of(offsets: Tensor, nnz: int) -> Tensor:

@@ -177,9 +177,11 @@ def use_backend(name: str, ops: Iterable[str] | None = None) -> Iterator[None]:
 
 def forced_backend(op: str) -> str | None:
     """The backend forced for `op` by `use_backend` or `LOTTERYKIT_BACKEND`, or None."""
-    name = _forced.get(op) or _forced.get("*") or os.environ.get("LOTTERYKIT_BACKEND") or "auto"
+    name = _forced.get(op) or _forced.get("*") or os.environ.get("LOTTERYKIT_BACKEND")
+    if not name or name == "auto":
+        return None
     _check_backend(name)
-    return None if name == "auto" else name
+    return name
 
 
 def select(call: Call) -> Route:

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
+from lotterykit.ops.autocast import autocast
 from lotterykit.ops.formats import bit_mask, known_density
+from lotterykit.ops.kept import kept_by
 
 
 class Products(NamedTuple):
@@ -40,15 +42,21 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     Returns `[..., out]`. Differentiable (twice) in x, weight and bias; the gradient of a pruned weight is 0.
     Under autocast the floating inputs are cast as `F.linear` casts them. Non-finite x spreads as in a dense
     layer whose pruned weights are 0. Inside `torch.func` transforms (vmap, grad, ...) the reference runs,
-    since torch's custom ops do not support them all. Raises `ArgumentError` on shapes, dtypes or devices
-    that do not fit.
+    since torch's custom ops do not support them all. What is known of a mask is kept from call to call:
+    writes that hide from its version counter (through `.data` or a numpy view) are not seen.
+    Raises `ArgumentError` on shapes, dtypes or devices that do not fit.
     """
-    x, weight, bias = _autocast(x, weight, bias)
-    _check(x, weight, mask, bias)
+    if torch._C._is_any_autocast_enabled():
+        x, weight, bias = autocast(x, weight, bias)
     if torch._C._are_functorch_transforms_active():
+        _check(x, weight, mask, bias)
         return _transformed(x, weight, mask, bias)
     if torch.compiler.is_compiling():
+        _check(x, weight, mask, bias)
         return masked_linear_op(x, weight, mask, bias)
+    if (y := _short_way(x, weight, mask, bias)) is not None:
+        return y
+    _check(x, weight, mask, bias)
     if dispatch.select(call_of(x, weight, mask, bias)).backend == "reference":
         return masked_linear_reference(x, weight, mask, bias)
     return masked_linear_op(x, weight, mask, bias)
@@ -57,6 +65,25 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
 def masked_linear_reference(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """`masked_linear` in plain torch: any floating dtype, any device, differentiable by autograd itself."""
     return F.linear(x, torch.where(mask, weight, 0.0), bias)
+
+
+def _short_way(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The reference on the CPU, or None where it does not serve or where an argument may be wrong.
+
+    A small layer takes as long as its checks, so here they are few, and those of x are left to `F.linear`.
+    """
+    if not (isinstance(mask, Tensor) and x.is_cpu and weight.is_cpu and x.dtype is weight.dtype):
+        return None
+    kept = kept_by("masked_linear", mask, weight.dtype)
+    if kept is None or weight.shape != kept.shape or weight.dim() != 2:
+        return None
+    if bias is not None and not (bias.is_cpu and bias.dtype is kept.dtype and bias.shape == kept.shape[:1]):
+        return None
+    try:
+        return F.linear(x, kept(weight), bias)
+    except RuntimeError:
+        _check(x, weight, mask, bias)
+        raise
 
 
 def _transformed(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -220,19 +247,6 @@ for _op, _backward in (
     (masked_linear_dw_op, _dw_backward),
 ):
     _op.register_autograd(_backward, setup_context=_save_first_three)
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-
-    def lower(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return lower(x), lower(weight), bias if bias is None else lower(bias)
 
 
 def _check(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.native_form import NativeForm, native_form
 
 CHUNK = 1 << 22  # products that a reference holds at once
 HALF = (torch.float16, torch.bfloat16)
@@ -74,14 +75,16 @@ def native() -> Any:
 @contextlib.contextmanager
 def cuda_queue(device: torch.device) -> Iterator[tuple[Any, int, int]]:
     """lotterykit._cuda, and the number and current stream of a CUDA device, which is current meanwhile."""
+    with current_queue(device) as (index, stream):
+        yield importlib.import_module("lotterykit._cuda"), index, stream
+
+
+@contextlib.contextmanager
+def current_queue(device: torch.device) -> Iterator[tuple[int, int]]:
+    """The number of a CUDA device and the address of its current stream; the device is current meanwhile."""
     with torch.cuda.device(device):
-        yield importlib.import_module("lotterykit._cuda"), *current_queue(device)
-
-
-def current_queue(device: torch.device) -> tuple[int, int]:
-    """The number of a CUDA device, and the address of its current stream."""
-    stream = torch.cuda.current_stream(device)
-    return stream.device_index, stream.cuda_stream
+        stream = torch.cuda.current_stream(device)
+        yield stream.device_index, stream.cuda_stream
 
 
 def flat(x: Tensor) -> Tensor:
@@ -109,18 +112,38 @@ def sizes(structure: list[Tensor]) -> tuple[int, int]:
     return structure[0].numel() - 1, structure[3].numel() - 1
 
 
-def native_structure(structure: list[Tensor], transposed: bool = False) -> tuple[int, ...]:
-    """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cpu.cpp takes them."""
-    n_out, n_in = sizes(structure)
-    columns, segments = structure[4:6] if transposed else structure[1:3]
-    rows, cols = (n_in, n_out) if transposed else (n_out, n_in)
-    blocked = segments.dim() == 2
-    blocks, stride = (segments.shape[0] - 1, rows) if blocked else (1, 1)
-    return columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols
+def tensors_of(structure: CSR | list[Tensor]) -> list[Tensor]:
+    """A structure as custom ops take it."""
+    return structure.tensors if isinstance(structure, CSR) else structure
 
 
-def cuda_places(structure: list[Tensor], transposed: bool = False) -> tuple[int, ...]:
+def native_structure(structure: CSR | list[Tensor], transposed: bool = False) -> NativeForm:
+    """What native code takes of a structure, or of its transpose."""
+    if isinstance(structure, CSR):
+        return structure.native[transposed]
+    return native_form(structure, transposed)
+
+
+def native_order(structure: CSR | list[Tensor]) -> int:
+    """The address of the permutation that brings values into the order of the transpose."""
+    return structure.native_order if isinstance(structure, CSR) else structure[6].data_ptr()
+
+
+def implementation(op: str, x: Tensor, csr: CSR) -> Callable[..., Any]:
+    """The function that dispatch chooses for `op` on x and `csr`, which remembers it: choosing takes as long
+    as a small product, and on the CPU nothing but a force changes it."""
+    key = op, x.dtype, dispatch.forced_backend(op)
+    if (found := csr.serving.get(key)) is None:
+        route = dispatch.select(dispatch.Call(op, x.device.type, x.dtype, csr.density))
+        found = dispatch.load(route)
+        if x.device.type == "cpu":
+            csr.serving[key] = found
+    return found
+
+
+def cuda_places(structure: CSR | list[Tensor], transposed: bool = False) -> tuple[int, ...]:
     """Addresses and sizes of a structure, or of its transpose, as csrc/bindings_cuda.cpp takes them."""
+    structure = tensors_of(structure)
     n_out, n_in = sizes(structure)
     offsets, columns = structure[3:5] if transposed else structure[:2]
     rows, cols = (n_in, n_out) if transposed else (n_out, n_in)

@@ -14,15 +14,16 @@ from lotterykit.ops.csr import CSR, csr_of
 from lotterykit.ops.operands import (
     CHUNK,
     HALF,
-    call_of_tensors,
     check_csr,
     check_operand,
     cuda_places,
     cuda_queue,
     flat,
+    implementation,
     native,
     native_structure,
     ready,
+    tensors_of,
     transformed,
 )
 from lotterykit.ops.spmm import spmm_op
@@ -50,14 +51,16 @@ def sddmm(g: Tensor, x: Tensor, csr: CSR) -> Tensor:
     csr.check_unchanged()
     if torch.is_grad_enabled() and (g.requires_grad or x.requires_grad):
         return sddmm_op(g, x, csr.tensors)
-    return _run(g, x, csr.tensors)
+    return _run(g, x, csr)
 
 
-def sddmm_reference(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
+def sddmm_reference(g: Tensor, x: Tensor, structure: CSR | list[Tensor]) -> Tensor:
     """`sddmm` in plain torch: any floating dtype, any device, differentiable by autograd itself.
 
-    `structure` is `CSR.tensors`. Half precision is summed in float32. At most CHUNK products at once.
+    `structure` is a CSR or its `tensors`. Half precision is summed in float32. At most CHUNK products
+    at once.
     """
+    structure = tensors_of(structure)
     counts = structure[0].diff().long()
     rows = torch.repeat_interleave(torch.arange(counts.numel(), device=x.device), counts)
     columns = structure[1].long()
@@ -70,10 +73,10 @@ def sddmm_reference(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
     return total.to(x.dtype)
 
 
-def sddmm_cpu(g: Tensor, x: Tensor, structure: list[Tensor], *, isa: str = "best") -> Tensor:
+def sddmm_cpu(g: Tensor, x: Tensor, structure: CSR | list[Tensor], *, isa: str = "best") -> Tensor:
     """`sddmm` through lotterykit._cpu on `torch.get_num_threads()` threads; `isa` is there for tests."""
     g, x = ready(g), ready(x)
-    dvalues = x.new_empty(structure[1].numel())
+    dvalues = x.new_empty(structure.nnz if isinstance(structure, CSR) else structure[1].numel())
     product = native().sddmm_float64 if x.dtype == torch.float64 else native().sddmm_float32
     product(
         g.data_ptr(),
@@ -87,7 +90,7 @@ def sddmm_cpu(g: Tensor, x: Tensor, structure: list[Tensor], *, isa: str = "best
     return dvalues
 
 
-def sddmm_cuda(g: Tensor, x: Tensor, structure: list[Tensor], *, way: str = "auto") -> Tensor:
+def sddmm_cuda(g: Tensor, x: Tensor, structure: CSR | list[Tensor], *, way: str = "auto") -> Tensor:
     """`sddmm` through lotterykit._cuda on the current stream; `way` is there for tests, as in `spmm_cuda`."""
     g, x = ready(g), ready(x)
     places, dtype = cuda_places(structure), str(x.dtype).removeprefix("torch.")
@@ -144,9 +147,8 @@ def sample_inputs(
     return samples
 
 
-def _run(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
-    route = dispatch.select(call_of_tensors("sddmm", x, structure))
-    return dispatch.load(route)(g, x, structure)  # type: ignore[return-value]
+def _run(g: Tensor, x: Tensor, csr: CSR) -> Tensor:
+    return implementation("sddmm", x, csr)(g, x, csr)
 
 
 @torch.library.custom_op("lotterykit::sddmm", mutates_args=())
@@ -154,7 +156,7 @@ def sddmm_op(g: Tensor, x: Tensor, structure: list[Tensor]) -> Tensor:
     """The op behind `sddmm`; `structure` is `CSR.tensors`, all checked: anybody may call an op."""
     csr = csr_of("sddmm", structure)
     _check(g, x, csr)
-    return _run(g, x, csr.tensors)
+    return _run(g, x, csr)
 
 
 @sddmm_op.register_fake

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
@@ -18,18 +19,20 @@ from lotterykit.ops.csr import CSR, csr_of
 from lotterykit.ops.operands import (
     CHUNK,
     HALF,
-    call_of_tensors,
     check_activation,
     check_csr,
     check_operand,
     cuda_places,
     cuda_queue,
     flat,
+    implementation,
     native,
+    native_order,
     native_structure,
     raised,
     ready,
     sizes,
+    tensors_of,
     transformed,
 )
 
@@ -50,7 +53,7 @@ def spmm(
     tensor([[ 3., 14.]])
     """
     check_csr("spmm", csr)
-    if torch.is_autocast_enabled(csr.device.type):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(csr.device.type):
         x, bias = raised("spmm", x, values, bias)
     _check(x, values, csr, bias)
     check_activation("spmm", activation)
@@ -60,22 +63,25 @@ def spmm(
     if torch.compiler.is_compiling():
         return spmm_op(x, values, csr.tensors, bias, relu, False)
     csr.check_unchanged()
-    return _Spmm.apply(x, values, bias, csr.tensors, relu)  # the short way, without the dispatcher
+    if not torch.is_grad_enabled() and forward_ad._current_level < 0:  # else autograd refuses or records
+        return _run(x, values, csr, bias, relu, False)
+    return _Spmm.apply(x, values, bias, csr, relu)  # the short way, without the dispatcher
 
 
 def spmm_reference(
     x: Tensor,
     values: Tensor,
-    structure: list[Tensor],
+    structure: CSR | list[Tensor],
     bias: Tensor | None = None,
     relu: bool = False,
     transposed: bool = False,
 ) -> Tensor:
     """`spmm` in plain torch: any floating dtype, any device, differentiable by autograd itself.
 
-    `structure` is `CSR.tensors`; `transposed` multiplies x `[..., out]` by W instead. Half precision is
-    summed in float32. Works through at most CHUNK products at once.
+    `structure` is a CSR or its `tensors`; `transposed` multiplies x `[..., out]` by W instead. Half precision
+    is summed in float32. Works through at most CHUNK products at once.
     """
+    structure = tensors_of(structure)
     of_each, columns, n_rows = _places(structure, transposed)
     dtype = x.dtype
     wide = torch.float32 if dtype in HALF else dtype
@@ -93,7 +99,7 @@ def spmm_reference(
 def spmm_cpu(
     x: Tensor,
     values: Tensor,
-    structure: list[Tensor],
+    structure: CSR | list[Tensor],
     bias: Tensor | None = None,
     relu: bool = False,
     transposed: bool = False,
@@ -102,15 +108,17 @@ def spmm_cpu(
 ) -> Tensor:
     """`spmm` through lotterykit._cpu on `torch.get_num_threads()` threads; `isa` is there for tests."""
     x, values = ready(x), ready(values)
-    y = x.new_empty(*x.shape[:-1], sizes(structure)[1 if transposed else 0])
     bias = None if bias is None else ready(bias)
+    lead = x.shape[:-1]
+    form = native_structure(structure, transposed)
+    y = x.new_empty((*lead, form.rows))
     product = native().spmm_float64 if x.dtype == torch.float64 else native().spmm_float32
     product(
         x.data_ptr(),
-        math.prod(x.shape[:-1]),
-        native_structure(structure, transposed),
+        math.prod(lead),
+        form,
         values.data_ptr(),
-        structure[6].data_ptr() if transposed else 0,
+        native_order(structure) if transposed else 0,
         0 if bias is None else bias.data_ptr(),
         relu,
         y.data_ptr(),
@@ -123,7 +131,7 @@ def spmm_cpu(
 def spmm_cuda(
     x: Tensor,
     values: Tensor,
-    structure: list[Tensor],
+    structure: CSR | list[Tensor],
     bias: Tensor | None = None,
     relu: bool = False,
     transposed: bool = False,
@@ -145,7 +153,7 @@ def spmm_cuda(
             batch,
             places,
             values.data_ptr(),
-            structure[6].data_ptr() if transposed else 0,
+            tensors_of(structure)[6].data_ptr() if transposed else 0,
             0 if bias is None else bias.data_ptr(),
             relu,
             y.data_ptr(),
@@ -162,7 +170,7 @@ def backward_cpu(
     gate: Tensor | None,
     x: Tensor,
     values: Tensor,
-    structure: list[Tensor],
+    structure: CSR | list[Tensor],
     wants: tuple[bool, ...],
     *,
     isa: str = "best",
@@ -173,7 +181,8 @@ def backward_cpu(
     gate = None if gate is None else ready(gate)
     dx = torch.empty_like(x) if wants[0] else None
     dvalues = torch.empty_like(values) if wants[1] else None
-    dbias = g.new_empty(sizes(structure)[0]) if wants[2] else None
+    form, turned = native_structure(structure), native_structure(structure, True)
+    dbias = g.new_empty(form.rows) if wants[2] else None
     module = native()
     products = module.spmm_backward_float64 if x.dtype == torch.float64 else module.spmm_backward_float32
     products(
@@ -181,10 +190,10 @@ def backward_cpu(
         0 if gate is None else gate.data_ptr(),
         x.data_ptr(),
         math.prod(x.shape[:-1]),
-        native_structure(structure),
-        native_structure(structure, True),
+        form,
+        turned,
         values.data_ptr(),
-        structure[6].data_ptr(),
+        native_order(structure),
         0 if dx is None else dx.data_ptr(),
         0 if dvalues is None else dvalues.data_ptr(),
         0 if dbias is None else dbias.data_ptr(),
@@ -239,26 +248,25 @@ class _Spmm(torch.autograd.Function):
     """The eager way: the same implementations and gradients as the custom op, a third of its cost."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, structure: list[Tensor], relu: bool
-    ) -> Tensor:
-        y = _run(x, values, structure, bias, relu, False)
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, csr: CSR, relu: bool) -> Tensor:
+        y = _run(x, values, csr, bias, relu, False)
         ctx.save_for_backward(x, values, y if relu else None)
-        ctx.structure = structure
+        ctx.csr = csr
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, values, gate = ctx.saved_tensors
         wants = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled() and _both_native(x, values, ctx.structure):
-            return (*backward_cpu(g, gate, x, values, ctx.structure, wants), None, None)
-        return (*_gradients(g, gate, x, values, ctx.structure, wants, False), None, None)
+        if not torch.is_grad_enabled() and _both_native(x, ctx.csr):
+            return (*backward_cpu(g, gate, x, values, ctx.csr, wants), None, None)
+        return (*_gradients(g, gate, x, values, ctx.csr.tensors, wants, False), None, None)
 
 
-def _both_native(x: Tensor, values: Tensor, structure: list[Tensor]) -> bool:
-    calls = (call_of_tensors(op, x, structure) for op in ("spmm", "sddmm"))
-    return all(dispatch.select(call).backend == "cpu" for call in calls)
+def _both_native(x: Tensor, csr: CSR) -> bool:
+    from lotterykit.ops.sddmm import sddmm_cpu
+
+    return implementation("spmm", x, csr) is spmm_cpu and implementation("sddmm", x, csr) is sddmm_cpu
 
 
 def _gradients(
@@ -283,11 +291,8 @@ def _gradients(
     )
 
 
-def _run(
-    x: Tensor, values: Tensor, structure: list[Tensor], bias: Tensor | None, relu: bool, transposed: bool
-) -> Tensor:
-    route = dispatch.select(call_of_tensors("spmm", x, structure))
-    return dispatch.load(route)(x, values, structure, bias, relu, transposed)  # type: ignore[return-value]
+def _run(x: Tensor, values: Tensor, csr: CSR, bias: Tensor | None, relu: bool, transposed: bool) -> Tensor:
+    return implementation("spmm", x, csr)(x, values, csr, bias, relu, transposed)
 
 
 @torch.library.custom_op("lotterykit::spmm", mutates_args=())
@@ -297,7 +302,7 @@ def spmm_op(
     """The op behind `spmm`; `structure` is `CSR.tensors`, all checked: anybody may call an op."""
     csr = csr_of("spmm", structure)
     _check(x, values, csr, bias, transposed)
-    return _run(x, values, csr.tensors, bias, relu, transposed)
+    return _run(x, values, csr, bias, relu, transposed)
 
 
 @spmm_op.register_fake

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.ops import dispatch
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.operands import native, ready
 from lotterykit.ops.topk_mask import check_selection, tie_rank, topk_cut_cpu, topk_mask
 
@@ -44,13 +45,14 @@ def score_thresholds(
     k: int | None = None,
     seed: int = 0,
     absolute: bool = True,
+    guess: Guess | None = None,
 ) -> list[Threshold]:
     """The thresholds, one for each tensor, that keep the k highest of all `scores` together.
 
     `scores`: floating tensors of any shapes, one dtype, one device, fewer than 2**32 entries in all; no
     gradient flows. `density` in (0, 1] means k = round(density * entries). `absolute`: |score| is ranked
-    (edge-popup). They keep what `topk_mask` of the same arguments keeps. Raises `ArgumentError` as
-    `topk_mask`, for a NaN too, and inside `torch.func` transforms.
+    (edge-popup). They keep what `topk_mask` of the same arguments keeps; `guess` as there. Raises
+    `ArgumentError` as `topk_mask`, for a NaN too, and inside `torch.func` transforms.
 
     >>> (one,) = score_thresholds([torch.tensor([3.0, -4.0, 1.0])], k=2)
     >>> kept_mask(torch.tensor([3.0, -4.0, 1.0]), one)
@@ -62,7 +64,10 @@ def score_thresholds(
     if not scores:
         return []
     plain = [s.detach() for s in scores]
-    cut = score_cut_op(plain, k, seed, absolute)
+    if guess is None or torch.compiler.is_compiling() or any(type(s) is not Tensor for s in plain):
+        cut = score_cut_op(plain, k, seed, absolute)
+    else:
+        cut = _cut(plain, k, seed, absolute, guess)
     found, offset = [], 0
     for s in scores:
         found.append(Threshold(cut, absolute, seed, offset))
@@ -106,16 +111,20 @@ def kept_mask(scores: Tensor, threshold: Threshold) -> Tensor:
 @torch.library.custom_op("lotterykit::score_cut", mutates_args=())
 def score_cut_op(scores: Sequence[Tensor], k: int, seed: int, absolute: bool) -> Tensor:
     """T and H of `Threshold.cut`, without validation."""
-    ranked = [s.abs() for s in scores] if absolute else list(scores)
-    call = dispatch.Call("topk_mask", ranked[0].device.type, ranked[0].dtype)
-    if dispatch.select(call).backend == "cpu":
-        return torch.tensor(topk_cut_cpu(ranked, k=k, seed=seed)[1:], dtype=torch.float64)
-    return _cut_of_masks(ranked, topk_mask(ranked, k=k, seed=seed), seed)
+    return _cut(scores, k, seed, absolute, None)
 
 
 @score_cut_op.register_fake
 def _(scores: Sequence[Tensor], k: int, seed: int, absolute: bool) -> Tensor:
     return scores[0].new_empty(2, dtype=torch.float64)
+
+
+def _cut(scores: Sequence[Tensor], k: int, seed: int, absolute: bool, guess: Guess | None) -> Tensor:
+    ranked = [s.abs() for s in scores] if absolute else list(scores)
+    call = dispatch.Call("topk_mask", ranked[0].device.type, ranked[0].dtype)
+    if dispatch.select(call).backend == "cpu":
+        return torch.tensor(topk_cut_cpu(ranked, k=k, seed=seed, guess=guess)[1:], dtype=torch.float64)
+    return _cut_of_masks(ranked, topk_mask(ranked, k=k, seed=seed), seed)
 
 
 def _cut_of_masks(ranked: list[Tensor], masks: list[Tensor], seed: int) -> Tensor:

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
+from lotterykit.ops.autocast import autocast
 from lotterykit.ops.conv_geometry import geometry_of, of_torch, out_size
 from lotterykit.ops.threshold import Threshold, fixed_threshold, score_thresholds
 from lotterykit.ops.threshold_autograd import threshold_product
-from lotterykit.ops.threshold_linear import Arguments, autocast, check_layer, check_tensors
+from lotterykit.ops.threshold_linear import Arguments, check_layer, check_tensors
 from lotterykit.ops.threshold_products import (
     effective_weight,
     product_cpu,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
+from lotterykit.ops.autocast import autocast
 from lotterykit.ops.threshold import Threshold, check_threshold, fixed_threshold, score_thresholds
 from lotterykit.ops.threshold_autograd import threshold_product
 from lotterykit.ops.threshold_products import (
@@ -102,20 +103,6 @@ def sample_inputs(
             if tensor is not None:
                 tensor.requires_grad_(True)
     return samples
-
-
-def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands as autocast casts those of torch's own layers."""
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-
-    def lower(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
-
-    return lower(x), lower(weight), bias if bias is None else lower(bias)
 
 
 def check_tensors(op: str, x: object, weight: object, scores: object, bias: object) -> None:

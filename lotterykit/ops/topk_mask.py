@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_density, check_seed
 from lotterykit.ops.dispatch import Call, load, select
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.operands import cuda_queue, ready
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -30,12 +31,14 @@ def topk_mask(
     k: int | None = None,
     seed: int = 0,
     within: Sequence[Tensor] | None = None,
+    guess: Guess | None = None,
 ) -> list[Tensor]:
     """Bool masks, shaped as `scores`, that keep the k highest scores of all tensors together.
 
     `scores`: floating tensors of any shapes, one dtype, one device, fewer than 2**32 entries in all; no
     gradient flows. `density` in (0, 1] means k = round(density * entries). Ties are drawn by `seed`.
     `within`: bool tensors shaped as `scores`; only their True entries compete (masks stay monotone).
+    `guess`: one `Guess` for a series of selections over scores that change slowly saves time, nothing else.
     Raises `ArgumentError` for a NaN among the competing scores and for k above their number.
 
     >>> topk_mask([torch.tensor([3.0, 1.0]), torch.tensor([[2.0]])], k=2)
@@ -47,7 +50,8 @@ def topk_mask(
     plain = [s.detach() if s.requires_grad or type(s) is torch.nn.Parameter else s for s in scores]
     if torch.compiler.is_compiling() or any(type(s) is not Tensor for s in plain):
         return _topk_mask_op(plain, k, seed, list(within or ()))
-    return _run(plain, k, seed, within)  # the short way: the custom op costs tens of microseconds a call
+    # The short way: the custom op costs tens of microseconds a call.
+    return _run(plain, k, seed, within, guess)
 
 
 def check_selection(
@@ -134,6 +138,7 @@ def topk_cut_cpu(
     seed: int = 0,
     within: Sequence[Tensor] | None = None,
     isa: str = "best",
+    guess: Guess | None = None,
 ) -> tuple[list[Tensor], float, int]:
     """The masks of `topk_mask_cpu`, with T and H: kept is score > T, and score == T with `tie_rank` <= H."""
     native = importlib.import_module("lotterykit._cpu")
@@ -148,11 +153,14 @@ def topk_cut_cpu(
         seed,
         torch.get_num_threads(),
         isa,
+        None if guess is None else guess.bracket(),
     )
     if status == "nan":
         raise _is_nan(tensor, index)
     if status == "too_few":
         raise _too_few(k, competing)
+    if guess is not None:
+        guess.learn(threshold, rank)
     return masks, threshold, rank
 
 
@@ -225,8 +233,13 @@ def sample_inputs(generator: torch.Generator) -> list[tuple[tuple[Any, ...], dic
     ]
 
 
-def _run(scores: Sequence[Tensor], k: int, seed: int, within: Sequence[Tensor] | None) -> list[Tensor]:
-    masks = load(select(_call(scores)))(scores, k=k, seed=seed, within=within)
+def _run(
+    scores: Sequence[Tensor], k: int, seed: int, within: Sequence[Tensor] | None, guess: Guess | None = None
+) -> list[Tensor]:
+    route = select(_call(scores))
+    if guess is not None and route.backend == "cpu":
+        return topk_cut_cpu(scores, k=k, seed=seed, within=within, guess=guess)[0]
+    masks = load(route)(scores, k=k, seed=seed, within=within)
     return masks  # type: ignore[return-value]
 
 

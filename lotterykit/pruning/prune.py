@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
 from lotterykit.mask import Masks, prunable_layers, sparse_layers
 from lotterykit.nn.convert import convert_
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.synflow_masks import rounded
 from lotterykit.ops.topk_mask import topk_mask
 from lotterykit.pruning.flow import live_weights
@@ -90,6 +91,7 @@ class Pruner:
         self._input = example_input
         self._rounded = isinstance(method, str) and SCORES[method].rounded
         self.history: list[Round] = []
+        self._guesses: dict[str, Guess] = {}  # by the first name of a group
 
     def step(self) -> Masks:
         """Score, prune to the next density of the schedule, and return the masks.
@@ -164,6 +166,7 @@ class Pruner:
                 k=k,
                 seed=seed,
                 within=[before[name] for name in group],
+                guess=self._guesses.setdefault(group[0], Guess()),
             )
             kept.update(zip(group, chosen, strict=True))
         return Masks({name: kept[name] for name in before})

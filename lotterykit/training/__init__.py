@@ -1,12 +1,13 @@
 """Training: one network of any kind (`train`), or many small ones in one program (`train_replicas`)."""
 
 from lotterykit.training.optimizer import mask_optimizer_
-from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.recipe import EarlyStop, Recipe, Split
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
 from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.single import TrainResult, train
 
 __all__ = [
+    "EarlyStop",
     "Recipe",
     "RunResult",
     "RunSpec",

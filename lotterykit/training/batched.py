@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ class TorchBatch:
         """Specs train in one batch where this is equal."""
         sizes = tuple((tuple(t.shape), t.dtype) for t in spec.data)
         steps_before = None if spec.optimizer is None else float(spec.optimizer.get("step", 0.0))
-        return tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before
+        validated = None if spec.validation is None else tuple(len(t) for t in spec.validation)
+        return tuple(spec.layers), spec.recipe, sizes, spec.dtype, steps_before, validated
 
     def __init__(self, specs: list[RunSpec], device: torch.device) -> None:
         self.specs, self.device, self.recipe = specs, device, specs[0].recipe
@@ -86,29 +88,34 @@ class TorchBatch:
             return self._train(steps, progress)
 
     def _train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
-        n, recipe, step = len(self.specs[0].data.x_train), self.recipe, 0
-        per_epoch = -(-n // recipe.batch_size)
-        curves: list[list[dict[str, float]]] = [[] for _ in self.specs]
-        limit = recipe.epochs * per_epoch if steps is None else steps
-        last_epoch = min(recipe.epochs, -(-limit // per_epoch)) - 1
-        for epoch in range(last_epoch + 1):
-            self._begin(epoch)
-            for x, y in self._batches(epoch):
-                if step >= limit:
-                    break
+        recipe = self.recipe
+        per_epoch = -(-len(self.specs[0].data.x_train) // recipe.batch_size)
+        total = recipe.epochs * per_epoch
+        limit = total if steps is None else min(steps, total)
+        evaluations: list[list[list[dict[str, float]]]] = []
+        taken: list[int] = []
+        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        for stretch in recipe.stretches(per_epoch, limit):
+            if stretch.first % per_epoch == 0:
+                self._begin(stretch.epoch)
+                batches = self._batches(stretch.epoch)
+            for step in range(stretch.first, stretch.last):
                 for group in self.optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, per_epoch)
-                self._step(x, y)
-                step += 1
-            self._mask(final=epoch == last_epoch)
-            for curve, values in zip(curves, self._evaluate(), strict=True):
-                curve.append(values)
-            if progress is not None:
+                self._step(*next(batches))
+            if stretch.evaluates:
+                self._mask(final=stretch.last == limit)
+                evaluations.append(self._evaluate())
+                taken.append(stretch.last)
+            if progress is not None and stretch.ends_epoch:
                 progress(len(self.specs))
-        if not curves[0]:
+        if not evaluations:
             self._mask(final=True)
-        last = [curve[-1] for curve in curves] if curves[0] else self._evaluate()
-        return [self._result(r, last[r], curves[r]) for r in range(len(self.specs))]
+        last = evaluations[-1] if evaluations else self._evaluate()
+        return [
+            with_evaluations(self._result(r), taken, [found[r] for found in evaluations], last[r])
+            for r in range(len(self.specs))
+        ]
 
     def _begin(self, epoch: int) -> None:
         """What score training does before an epoch; weights need nothing."""
@@ -122,9 +129,9 @@ class TorchBatch:
             self.gradients.masked_fill_(self.pruned, 0.0)
         self.optimizer.step()
 
-    def _result(self, r: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> RunResult:
+    def _result(self, r: int) -> RunResult:
         weights = {name: self.values[name][r].cpu().clone() for name in self.names}
-        return RunResult(weights, metrics, curve, self._state(r), masks=dict(self.specs[r].masks or {}))
+        return RunResult(weights, {}, optimizer=self._state(r), masks=dict(self.specs[r].masks or {}))
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches x `[R, B, in]`, y `[R, B(, out)]`, each replica in its own order; gathered in blocks."""
@@ -170,14 +177,31 @@ class TorchBatch:
             if layer:
                 delta = torch.bmm(delta, self.values[weight]).masked_fill_(below <= 0, 0.0)
 
-    def _evaluate(self) -> list[dict[str, float]]:
-        data = [spec.data for spec in self.specs]
-        outputs = []
-        for start in range(0, len(data[0].x_test), EVALUATION_BATCH):
-            x = torch.stack([d.x_test[start : start + EVALUATION_BATCH] for d in data]).to(self.device)
-            outputs.append(self._forward(_padded_rows(x))[-1][:, : x.shape[1]].cpu())
-        output = torch.cat(outputs, 1)
-        return [metrics(output[r].clone(), d.y_test, self.recipe.loss) for r, d in enumerate(data)]
+    def _evaluate(self) -> list[list[dict[str, float]]]:
+        """The metrics of each replica on each of its tests."""
+        found: list[list[dict[str, float]]] = [[] for _ in self.specs]
+        for tests in zip(*(spec.tests for spec in self.specs), strict=True):
+            outputs = []
+            for start in range(0, len(tests[0][0]), EVALUATION_BATCH):
+                x = torch.stack([x[start : start + EVALUATION_BATCH] for x, _ in tests]).to(self.device)
+                outputs.append(self._forward(_padded_rows(x))[-1][:, : x.shape[1]].cpu())
+            output = torch.cat(outputs, 1)
+            for r, (_, y) in enumerate(tests):
+                found[r].append(metrics(output[r].clone(), y, self.recipe.loss))
+        return found
+
+
+def with_evaluations(
+    result: RunResult,
+    steps: list[int],
+    evaluations: Sequence[list[dict[str, float]]],
+    last: list[dict[str, float]],
+) -> RunResult:
+    """The result with its evaluations after `steps` steps, each on the test split and, where there are such
+    data, on the validation data; `last` is that after training."""
+    curve = [found[0] for found in evaluations]
+    validation = [found[1] for found in evaluations if len(found) > 1]
+    return replace(result, metrics=last[0], curve=curve, steps=list(steps), validation=validation)
 
 
 @contextlib.contextmanager

@@ -110,12 +110,12 @@ class TorchScoreBatch(TorchBatch):
         if self.gem:
             self.parameters.data.clamp_(0.0, 1.0)
 
-    def _result(self, r: int, metrics: dict[str, float], curve: list[dict[str, float]]) -> RunResult:
+    def _result(self, r: int) -> RunResult:
         weights = {name: view[r].cpu().clone() for name, view in views(self.frozen, self.shapes).items()}
         scores = {name: self.scores[name][r].cpu().clone() for name in self.scored}
         masks = {name: mask.clone() for name, mask in (self.specs[r].masks or {}).items()}
         masks |= {name: self.kept_views[name][r].cpu().clone() for name in self.scored}
-        return RunResult(weights, metrics, curve, scores=scores, masks=masks)
+        return RunResult(weights, {}, scores=scores, masks=masks)
 
 
 def _training(spec: RunSpec) -> ScoreTraining:

@@ -17,14 +17,13 @@ from lotterykit.training.native import (
     FROM_HALF,
     NativeBatch,
     NativeScoreBatch,
-    addresses,
     metrics_of,
     order_of,
     part_of,
     rates_of,
     settings,
 )
-from lotterykit.training.recipe import Recipe
+from lotterykit.training.recipe import Recipe, Stretch
 from lotterykit.training.replicas import RunResult, RunSpec
 from lotterykit.training.scored import KEPT_FROM, tie_seed
 
@@ -58,23 +57,23 @@ class CudaBatch(NativeBatch):
         kind = module.ReplicaPlans_float64 if wide else module.ReplicaPlans_float32
         return kind(*memory, max(1, min(n, recipe.batch_size)))
 
-    def _examples(self, spec: RunSpec) -> list[Tensor]:
+    def _ready(self, pair: tuple[Tensor, Tensor]) -> list[Tensor]:
         """The data on the device, once for all replicas that share it."""
         found = []
-        for tensor in spec.data:
+        for tensor in pair:
             key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if key not in self._copies:
                 self._copies[key] = ready(tensor.to(self.device))
             found.append(self._copies[key])
         return found
 
-    def _add(self, spec: RunSpec, data: list[Tensor]) -> None:
+    def _add(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
         try:
             super()._add(spec, data)
         except ValueError as why:
             raise ArgumentError(str(why)) from None
 
-    def _given(self, spec: RunSpec, data: list[Tensor]) -> tuple[Any, ...]:
+    def _given(self, spec: RunSpec, data: list[list[Tensor]]) -> tuple[Any, ...]:
         return (settings(spec.recipe),)
 
     def _upload(self) -> None:
@@ -86,11 +85,12 @@ class CudaBatch(NativeBatch):
         self._read_back()
         self.gradients = torch.empty(gradients, dtype=dtype, device=device)
         self.work = torch.empty(work, dtype=dtype, device=device)
-        self.found = torch.empty(len(self.specs), 2, dtype=torch.float64, device=device)
-        memory = (self.images, self.states, self.gradients, self.work, self.found)
-        splits = [addresses(data) for data in self.data]
-        rows = [(*train[:2], *test[:2]) for train, test in splits]
-        table = plans.table([m.data_ptr() for m in memory], rows, [test[2] for _, test in splits])
+        tests = [(x.data_ptr(), y.data_ptr(), len(x)) for data in self.data for x, y in data[1:]]
+        self.tests = torch.tensor(tests, dtype=torch.int64).to(device)
+        self.found = torch.empty(len(tests), 2, dtype=torch.float64, device=device)
+        memory = (self.images, self.states, self.gradients, self.work, self.tests, self.found)
+        trained = [[tensor.data_ptr() for tensor in data[0]] for data in self.data]
+        table = plans.table([m.data_ptr() for m in memory], trained, [len(data) - 1 for data in self.data])
         self.table = torch.frombuffer(bytearray(table), dtype=torch.uint8).to(device)
         self.launches = [
             (torch.tensor(members, dtype=torch.int32).to(device), *how) for *how, members in plans.launches()
@@ -100,34 +100,38 @@ class CudaBatch(NativeBatch):
         self.orders: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def _run(
-        self, epoch: int, first: int, examples: int, before: list[int], *, final: bool
-    ) -> list[dict[str, float]]:
-        """Train on the first `examples` of an epoch that begins with step `first`; then evaluate."""
-        recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
-        size = recipe.batch_size
-        count, per_epoch = -(-examples // size), -(-n // size)
-        self.last_keeps = self._keeps(epoch, end=final)
-        keeps = [self._keeps(epoch, end=False), self.last_keeps]
-        turns, held = self._turns(epoch, first, count, per_epoch, before, keeps)
-        starts = list(range(0, examples, self.steps * size)) or [0]
+        self, stretch: Stretch, per_epoch: int, before: list[int], *, final: bool
+    ) -> list[list[dict[str, float]]]:
+        """Train over a stretch; the metrics of each replica on each of its tests, where it evaluates."""
+        n, size = len(self.specs[0].data.x_train), self.specs[0].recipe.batch_size
+        begin = (stretch.first - stretch.epoch * per_epoch) * size
+        end = min(n, begin + (stretch.last - stretch.first) * size)
+        self.last_keeps = self._keeps(stretch.epoch, end=final)
+        keeps = [self._keeps(stretch.epoch, end=False), self.last_keeps]
+        turns, held = self._turns(stretch, per_epoch, before, keeps)
+        starts = list(range(begin, end, self.steps * size)) or [begin]
         for start in starts:
-            end = min(examples, start + self.steps * size)
-            self._queue(turns, start, end, size, evaluate=start == starts[-1])
-            if start == starts[-1] and not final:
-                self._draw(epoch + 1)  # while the device computes
+            last = start == starts[-1]
+            self._queue(
+                turns, begin, start, min(end, start + self.steps * size), evaluate=last and stretch.evaluates
+            )
+            if last and not final and stretch.ends_epoch:
+                self._draw(stretch.epoch + 1)  # while the device computes
             self._wait()
         del held
+        found = iter(self.found.tolist() if stretch.evaluates else [])
         return [
-            metrics_of(spec.recipe, *values)
-            for spec, values in zip(self.specs, self.found.tolist(), strict=True)
+            [metrics_of(spec.recipe, *values) for _, values in zip(data[1:], found, strict=False)]
+            for spec, data in zip(self.specs, self.data, strict=True)
         ]
 
-    def _queue(self, turns: Tensor, start: int, end: int, size: int, *, evaluate: bool) -> None:
+    def _queue(self, turns: Tensor, begin: int, start: int, end: int, *, evaluate: bool) -> None:
+        size = self.specs[0].recipe.batch_size
         with cuda_queue(self.device) as (_, number, stream):
             for members, scored, residence, threads, shared in self.launches:
                 self.replicas.run(
                     self.table.data_ptr(), turns.data_ptr(), members.data_ptr(), len(members), scored,
-                    residence, threads, shared, start, end, size, evaluate, number, stream,
+                    residence, threads, shared, begin, start, end, size, evaluate, number, stream,
                 )  # fmt: skip
 
     def _wait(self) -> None:
@@ -143,17 +147,12 @@ class CudaBatch(NativeBatch):
         return self.orders[1]
 
     def _turns(
-        self,
-        epoch: int,
-        first: int,
-        count: int,
-        per_epoch: int,
-        before: list[int],
-        keeps: list[list[list[int]]],
+        self, stretch: Stretch, per_epoch: int, before: list[int], keeps: list[list[list[int]]]
     ) -> tuple[Tensor, list[Tensor]]:
         """The addresses `[R, 4]` of each replica's order, paces and `keeps` on the way and at the end, and
         what holds their memory."""
-        orders = self._draw(epoch).to(self.device)
+        orders = self._draw(stretch.epoch).to(self.device)
+        first, count = stretch.first, stretch.last - stretch.first
         seeds = {seed: i for i, seed in enumerate(dict.fromkeys(spec.seed for spec in self.specs))}
         recipes: dict[tuple[Recipe, int], int] = {}
         for spec, steps in zip(self.specs, before, strict=True):
@@ -192,9 +191,7 @@ class CudaBatch(NativeBatch):
 class CudaScoreBatch(CudaBatch, NativeScoreBatch):
     """R replicas whose scores are trained (`RunSpec.scores`); every layer is dense, nothing is compacted."""
 
-    def _result(
-        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
-    ) -> RunResult:
+    def _result(self, r: int, step: int) -> RunResult:
         """The masks are chosen anew, by the rule that the device followed."""
         training, named = self.trainings[r], self.named[r]
         scored = training.names({name: tensor.shape for name, tensor in named.items()})
@@ -202,7 +199,7 @@ class CudaScoreBatch(CudaBatch, NativeScoreBatch):
             tensors = [named[scored[i]] for i in group]
             for tensor, mask in zip(tensors, self._masks(r, number, tensors), strict=True):
                 part_of(self.kept[r], tensor).copy_(mask)
-        return NativeScoreBatch._result(self, r, metrics, curve, step)
+        return NativeScoreBatch._result(self, r, step)
 
     def _masks(self, r: int, number: int, tensors: list[Tensor]) -> list[Tensor]:
         keep = self.last_keeps[r][number]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lotterykit.ops.operands import native, ready
 from lotterykit.ops.topk_mask import topk_mask
-from lotterykit.training.batched import flat_parameters
-from lotterykit.training.recipe import LOSSES, OPTIMIZERS, Recipe, batch_order
+from lotterykit.training.batched import flat_parameters, with_evaluations
+from lotterykit.training.recipe import LOSSES, OPTIMIZERS, Recipe, Stretch, batch_order
 from lotterykit.training.replicas import RunResult, RunSpec
 from lotterykit.training.scored import initial_scores, tie_seed
 
@@ -21,7 +21,8 @@ MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # as
 
 
 class NativeBatch:
-    """R replicas of one batch size, number of training examples and of epochs; all else may differ.
+    """R replicas of one batch size, number of training examples and of epochs, evaluated after the same
+    steps; all else may differ.
 
     Each computes on its kept weights alone and on one thread: its result is bitwise the same in any company
     and on any number of threads (per instruction set; `isa` is there for tests).
@@ -32,13 +33,17 @@ class NativeBatch:
     @staticmethod
     def group_key(spec: RunSpec) -> object:
         """Specs train in one batch where this is equal."""
-        return len(spec.data.x_train), spec.recipe.batch_size, spec.recipe.epochs, spec.dtype
+        recipe = spec.recipe
+        return len(spec.data.x_train), recipe.batch_size, recipe.epochs, recipe.evaluate_every, spec.dtype
 
     def __init__(self, specs: Sequence[RunSpec], device: torch.device, *, isa: str = "best") -> None:
         self.specs, self.isa = specs, isa
         self.replicas = self._engine(device)
-        # Native code keeps addresses only: these hold the memory.
-        self.data = [self._examples(spec) for spec in specs]
+        # Native code keeps addresses only: these hold the memory. The training split, then the tests.
+        self.data = [
+            [self._ready(pair) for pair in ((spec.data.x_train, spec.data.y_train), *spec.tests)]
+            for spec in specs
+        ]
         self.values: list[Tensor] = []
         self.moments: list[list[Tensor]] = []
         self.pruned: list[Tensor | None] = []
@@ -49,15 +54,14 @@ class NativeBatch:
     def _engine(self, device: torch.device) -> Any:
         """The native object that takes the replicas."""
         module = native()
-        return (
-            module.Replicas_float64() if self.specs[0].dtype == torch.float64 else module.Replicas_float32()
-        )
+        wide = self.specs[0].dtype == torch.float64
+        return module.Replicas_float64() if wide else module.Replicas_float32()
 
-    def _examples(self, spec: RunSpec) -> list[Tensor]:
-        """The data as native code reads it."""
-        return [ready(tensor.cpu()) for tensor in spec.data]
+    def _ready(self, pair: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """x and y as native code reads them."""
+        return [ready(tensor.cpu()) for tensor in pair]
 
-    def _add(self, spec: RunSpec, data: list[Tensor]) -> None:
+    def _add(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
         values, named, pruned = flat_parameters(spec)
         moments = [torch.zeros_like(values), torch.zeros_like(values)]
         for moment, key in zip(moments, MOMENTS[spec.recipe.optimizer], strict=False):
@@ -71,12 +75,13 @@ class NativeBatch:
         self.named.append(named)
         self._hand_over(spec, data)
 
-    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+    def _hand_over(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
         self.replicas.add(*self._network(spec), *self._given(spec, data))
 
-    def _given(self, spec: RunSpec, data: list[Tensor]) -> tuple[Any, ...]:
+    def _given(self, spec: RunSpec, data: list[list[Tensor]]) -> tuple[Any, ...]:
         """What the native object is told of data and recipe."""
-        return *addresses(data), settings(spec.recipe)
+        train, *tests = ((x.data_ptr(), y.data_ptr(), len(x)) for x, y in data)
+        return train, tests, settings(spec.recipe)
 
     def _network(self, spec: RunSpec) -> tuple[list[int], list[int], list[list[int]]]:
         """Widths, addresses and starts of the tensors of the last replica added."""
@@ -89,23 +94,30 @@ class NativeBatch:
     def train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
         """Train to the end, or for `steps` steps."""
         recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
-        size, epochs = recipe.batch_size, recipe.epochs
-        per_epoch = -(-n // size)
-        limit = epochs * per_epoch if steps is None else min(steps, epochs * per_epoch)
+        per_epoch = -(-n // recipe.batch_size)
+        total = recipe.epochs * per_epoch
+        limit = total if steps is None else min(steps, total)
         before = [_steps_before(spec) for spec in self.specs]
-        curves: list[list[dict[str, float]]] = [[] for _ in self.specs]
-        last = self._run(0, 0, 0, before, final=True) if limit == 0 else []
-        for epoch in range(-(-limit // per_epoch)):
-            first = epoch * per_epoch
-            self._begin(epoch)
-            final = first + per_epoch >= limit
-            last = self._run(epoch, first, min(n, (limit - first) * size), before, final=final)
-            for curve, values in zip(curves, last, strict=True):
-                curve.append(values)
-            if progress is not None:
+        evaluations: list[list[list[dict[str, float]]]] = []
+        taken: list[int] = []
+        for stretch in recipe.stretches(per_epoch, limit):
+            if stretch.first % per_epoch == 0:
+                self._begin(stretch.epoch)
+            found = self._run(stretch, per_epoch, before, final=stretch.last == limit)
+            if stretch.evaluates:
+                evaluations.append(found)
+                taken.append(stretch.last)
+            if progress is not None and stretch.ends_epoch:
                 progress(len(self.specs))
+        nothing = Stretch(0, 0, 0, evaluates=True, ends_epoch=False)
+        last = evaluations[-1] if evaluations else self._run(nothing, per_epoch, before, final=True)
         self._write_back()
-        return [self._result(r, last[r], curves[r], before[r] + limit) for r in range(len(self.specs))]
+        return [
+            with_evaluations(
+                self._result(r, before[r] + limit), taken, [found[r] for found in evaluations], last[r]
+            )
+            for r in range(len(self.specs))
+        ]
 
     def _write_back(self) -> None:
         """Bring what was trained to `values` and `moments`."""
@@ -118,32 +130,37 @@ class NativeBatch:
         """How many entries of each group the scores keep; none have any where weights are trained."""
         return [[] for _ in self.specs]
 
-    def _result(
-        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
-    ) -> RunResult:
+    def _result(self, r: int, step: int) -> RunResult:
         weights = {name: tensor.clone() for name, tensor in self.named[r].items()}
-        return RunResult(weights, metrics, curve, self._state(r, step), masks=dict(self.specs[r].masks or {}))
+        masks = dict(self.specs[r].masks or {})
+        return RunResult(weights, {}, optimizer=self._state(r, step), masks=masks)
 
     def _run(
-        self, epoch: int, first: int, examples: int, before: list[int], *, final: bool
-    ) -> list[dict[str, float]]:
-        """Train on the first `examples` of an epoch that begins with step `first`; then evaluate."""
-        n, size = len(self.data[0][0]), self.specs[0].recipe.batch_size
-        count, per_epoch = -(-examples // size), -(-n // size)
+        self, stretch: Stretch, per_epoch: int, before: list[int], *, final: bool
+    ) -> list[list[dict[str, float]]]:
+        """Train over a stretch; the metrics of each replica on each of its tests, where it evaluates."""
+        n, size = len(self.specs[0].data.x_train), self.specs[0].recipe.batch_size
+        epoch, first, count = stretch.epoch, stretch.first, stretch.last - stretch.first
+        begin = first - epoch * per_epoch
         orders = [order_of(n, spec.seed, epoch) for spec in self.specs]
         rates = [rates_of(spec.recipe, first, count, per_epoch) for spec in self.specs]
         found = self.replicas.run(
             [o.data_ptr() for o in orders],
-            examples,
+            begin * size,
+            min(n, (begin + count) * size),
             size,
             [r.data_ptr() for r in rates],
             [first + b for b in before],
             self._keeps(epoch, end=False),
             self._keeps(epoch, end=final),
+            stretch.evaluates,
             torch.get_num_threads(),
             self.isa,
         )
-        return [metrics_of(spec.recipe, *values) for spec, values in zip(self.specs, found, strict=True)]
+        return [
+            [metrics_of(spec.recipe, *test) for test in tests]
+            for spec, tests in zip(self.specs, found, strict=True)
+        ]
 
     def _state(self, r: int, step: int) -> dict[str, Tensor]:
         """The optimizer's state as torch.optim would leave it, in the layout of `TorchBatch`."""
@@ -166,7 +183,7 @@ class NativeScoreBatch(NativeBatch):
         self.trainings = [spec.scores for spec in specs if spec.scores is not None]
         super().__init__(specs, device, isa=isa)
 
-    def _hand_over(self, spec: RunSpec, data: list[Tensor]) -> None:
+    def _hand_over(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
         training, values = self.trainings[len(self.scores)], self.values[-1]
         scores, active = torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
         kept = torch.ones_like(active)
@@ -231,28 +248,18 @@ class NativeScoreBatch(NativeBatch):
             keeps.append(counts)
         return keeps
 
-    def _result(
-        self, r: int, metrics: dict[str, float], curve: list[dict[str, float]], step: int
-    ) -> RunResult:
+    def _result(self, r: int, step: int) -> RunResult:
         named, masks = self.named[r], dict(self.specs[r].masks or {})
         scored = self.trainings[r].names({name: tensor.shape for name, tensor in named.items()})
         masks |= {name: part_of(self.kept[r], named[name]).clone() for name in scored}
         scores = {name: part_of(self.scores[r], named[name]).clone() for name in scored}
         weights = {name: tensor.clone() for name, tensor in named.items()}
-        return RunResult(weights, metrics, curve, scores=scores, masks=masks)
+        return RunResult(weights, {}, scores=scores, masks=masks)
 
 
 def part_of(buffer: Tensor, tensor: Tensor) -> Tensor:
     """The view of `buffer` `[S]` where `tensor`, itself a view of such a buffer, stands."""
     return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
-def addresses(data: Sequence[Tensor]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Where x and y of the training split and of the test split lie, and their lengths."""
-    return (
-        (data[0].data_ptr(), data[1].data_ptr(), len(data[0])),
-        (data[2].data_ptr(), data[3].data_ptr(), len(data[2])),
-    )
 
 
 def settings(recipe: Recipe) -> tuple[int, int, float, float, float, float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from lotterykit.errors import ArgumentError, unknown_name
 LOSSES = ("cross_entropy", "mse")
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "step")
+UNITS = ("epochs", "steps")
 MOST = 2**31 - 1  # of epochs, and of examples in a batch
 
 
@@ -27,13 +29,34 @@ class Split(NamedTuple):
     y_test: Tensor
 
 
+class EarlyStop(NamedTuple):
+    """The evaluation of least validation loss: the steps taken by then, the metrics of both splits."""
+
+    step: int
+    validation: dict[str, float]
+    metrics: dict[str, float]
+
+
+class Stretch(NamedTuple):
+    """The steps [first, last) of an epoch, counted over the whole training, and what follows them."""
+
+    epoch: int
+    first: int
+    last: int
+    evaluates: bool
+    ends_epoch: bool
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Loss, optimizer and schedule of one training.
 
     Optimizers follow `torch.optim` to the letter (Adam with L2 `weight_decay` in the gradient; SGD with
     `momentum`, no dampening). Schedules: "constant"; "cosine" to 0 over all steps, a value a step;
-    "step" times `gamma` at the start of each epoch in `milestones`.
+    "step" times `gamma` at the start of each epoch in `milestones`, or at each step in them where
+    `milestone_unit` is "steps". The first `warmup` steps of any schedule are scaled linearly from 0, as in
+    The Lottery Ticket Hypothesis, sec. 4. The network is evaluated after every `evaluate_every` steps and
+    after the last; None: after each epoch.
     """
 
     loss: str
@@ -48,12 +71,16 @@ class Recipe:
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    evaluate_every: int | None = None
+    milestone_unit: str = "epochs"
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         for kind, value, valid in (
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
+            ("milestone_unit", self.milestone_unit, UNITS),
         ):
             if value not in valid:
                 raise unknown_name(kind, value, valid)
@@ -64,6 +91,11 @@ class Recipe:
                 "epochs must be >= 0 and batch_size >= 1, ints below 2**31, "
                 f"got {self.epochs!r} and {self.batch_size!r}"
             )
+        every = self.evaluate_every
+        if every is not None and (type(every) is not int or not 1 <= every <= MOST):
+            raise ArgumentError(f"evaluate_every must be None or an int of at least 1, got {every!r}")
+        if type(self.warmup) is not int or not 0 <= self.warmup <= MOST:
+            raise ArgumentError(f"warmup must be an int of at least 0, in steps, got {self.warmup!r}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ArgumentError(f"betas must be two numbers in [0, 1), got {self.betas}")
         if not (self.lr >= 0 and self.weight_decay >= 0 and self.momentum >= 0 and self.eps > 0):
@@ -74,12 +106,37 @@ class Recipe:
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step `step`, counted from 0 over the whole training."""
+        rate = self.lr
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
-        if self.schedule == "step":
-            epoch = step // steps_per_epoch
-            return self.lr * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
-        return self.lr
+            rate *= (1 + math.cos(math.pi * step / (self.epochs * steps_per_epoch))) / 2
+        elif self.schedule == "step":
+            passed = step if self.milestone_unit == "steps" else step // steps_per_epoch
+            rate *= self.gamma ** sum(passed >= milestone for milestone in self.milestones)
+        return rate * step / self.warmup if step < self.warmup else rate
+
+    def stretches(self, per_epoch: int, limit: int) -> Iterator[Stretch]:
+        """The first `limit` steps, cut at the ends of epochs of `per_epoch` steps and at evaluations."""
+        step, every = 0, self.evaluate_every
+        while step < limit:
+            epoch = step // per_epoch
+            end = min((epoch + 1) * per_epoch, limit)
+            last = end if every is None else min(end, (step // every + 1) * every)
+            evaluates = last == limit or (last == end if every is None else last % every == 0)
+            yield Stretch(epoch, step, last, evaluates, last == end)
+            step = last
+
+
+def early_stop(
+    steps: Sequence[int], validation: Sequence[dict[str, float]], curve: Sequence[dict[str, float]]
+) -> EarlyStop:
+    """The first evaluation of least validation loss; a loss that is NaN is above all others.
+
+    Raises `ArgumentError` where nothing was validated.
+    """
+    if not validation:
+        raise ArgumentError("early stopping needs validation data and at least one evaluation")
+    best = min(range(len(steps)), key=lambda i: (math.isnan(v := validation[i]["loss"]), v))
+    return EarlyStop(steps[best], validation[best], curve[best])
 
 
 def batch_order(n: int, seed: int, epoch: int) -> Tensor:

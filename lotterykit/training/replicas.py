@@ -13,9 +13,9 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
-from lotterykit.training.recipe import Recipe, Split
+from lotterykit.training.recipe import EarlyStop, Recipe, Split, early_stop
 from lotterykit.training.scored import ScoreTraining, check_training
-from lotterykit.training.single import check_split
+from lotterykit.training.single import check_split, check_validation
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class RunSpec:
     ...), or from initialisation `init` with `seed`. `masks` (weights, and biases if named) hold for the whole
     training. `seed` also fixes the order of the batches. `optimizer` continues from a result's state.
     `scores`: not the weights are trained but the scores that choose among them; `masks` may then name no
-    scored tensor, and no optimizer goes on.
+    scored tensor, and no optimizer goes on. `validation`: x and y, shaped as the test split's, that are
+    evaluated beside it.
     """
 
     layers: tuple[int, ...]
@@ -38,11 +39,18 @@ class RunSpec:
     seed: int = 0
     optimizer: Mapping[str, Tensor] | None = None
     scores: ScoreTraining | None = None
+    validation: tuple[Tensor, Tensor] | None = None
 
     @property
     def names(self) -> list[str]:
         """The parameters' names, in the network's order."""
         return [f"{2 * layer}.{kind}" for layer in range(len(self.layers) - 1) for kind in ("weight", "bias")]
+
+    @property
+    def tests(self) -> list[tuple[Tensor, Tensor]]:
+        """x and y of what is evaluated: the test split, then the validation data if there are any."""
+        tests = [(self.data.x_test, self.data.y_test)]
+        return tests if self.validation is None else [*tests, self.validation]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,7 +66,8 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class RunResult:
-    """`weights` by name; `metrics` of the test split after training; `curve`: those after each epoch;
+    """`weights` by name; `metrics` of the test split after training; `curve`: those of each evaluation
+    (`Recipe.evaluate_every`), after `steps` steps; `validation`: the validation data's beside them;
     `optimizer`: its state, for `RunSpec.optimizer` of the same layers (not of scores); `masks` in force at
     the end. Score training leaves `weights` as they were; its metrics are those under the masks, in the curve
     under the epoch's; `scores` are the trained ones."""
@@ -69,6 +78,12 @@ class RunResult:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+    def early_stop(self) -> EarlyStop:
+        """The evaluation of least validation loss; raises `ArgumentError` without validation data."""
+        return early_stop(self.steps, self.validation, self.curve)
 
 
 def train_replicas(
@@ -123,6 +138,7 @@ def _engine(spec: RunSpec, device: str | torch.device) -> Any:
 def _check(spec: RunSpec, number: int) -> None:
     if not isinstance(spec, RunSpec):
         raise ArgumentError(f"spec {number} must be a RunSpec, got {type(spec).__name__}")
+    check_validation(spec.validation)
     _check_dense(spec, number)
     check_split(spec.data)
     check_seed(spec.seed)
@@ -164,6 +180,7 @@ def _check_dense(spec: RunSpec, number: int) -> None:
     """Raises unless all that should be a tensor is a dense one that holds data."""
     start = None if spec.scores is None else spec.scores.start
     named = {"data": spec.data._asdict(), "weights": spec.weights, "masks": spec.masks, "start scores": start}
+    named["validation"] = dict(zip("xy", spec.validation or (), strict=False))
     for kind, tensors in (named | {"optimizer": spec.optimizer}).items():
         for name, tensor in (tensors or {}).items():
             if not isinstance(tensor, Tensor):
@@ -198,7 +215,10 @@ def _check_data(spec: RunSpec, number: int) -> None:
     outputs, dtype = spec.layers[-1], spec.dtype
     y_shape = [] if classes else [outputs]
     wanted = {"x": ([spec.layers[0]], dtype), "y": (y_shape, torch.int64 if classes else dtype)}
-    for name, tensor in spec.data._asdict().items():
+    named = spec.data._asdict()
+    if spec.validation is not None:
+        named |= dict(zip(("x of validation", "y of validation"), spec.validation, strict=True))
+    for name, tensor in named.items():
         shape, kind = wanted[name[0]]
         if list(tensor.shape[1:]) != shape or tensor.dtype != kind:
             raise ArgumentError(

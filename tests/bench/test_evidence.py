@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lotterykit.bench import results
-from lotterykit.bench.evidence import entry_of, refusal, uncovered
+from lotterykit.bench.evidence import entry_of, refusal, uncovered, unfounded
+from lotterykit.nn.crossover import Crossover
 from lotterykit.ops.dispatch import Route
 from lotterykit.ops.routes import ROUTES
 
@@ -74,3 +75,35 @@ def test_the_bench_op_of_a_route():
     assert entry_of(dataclasses.replace(ROUTE, op="masked_linear")) == ("linear", "masked_linear")
     assert entry_of(dataclasses.replace(ROUTE, op="sparse_conv2d")) == ("conv", "sparse_conv2d")
     assert entry_of(dataclasses.replace(ROUTE, op="synflow_scores")) == ("synflow-scores", "synflow_scores")
+
+
+CROSSOVER = Crossover("linear", 400, 0.1, "a.json")
+
+
+def layers(batch, density=0.1, shape=(20, 20), op="linear-layer", **times):
+    us = {
+        name: {"median": time}
+        for name, time in ({"sparse": 1.0, "masked": 2.0, "plain": 1.5} | times).items()
+    }
+    return {"op": op, "shape": [batch, *shape], "density": density, "us": us}
+
+
+EDGE = [layers(batch) for batch in (32, 128, 512)]
+
+
+@pytest.mark.parametrize(
+    ("measured", "says"),
+    [
+        (EDGE, None),
+        (EDGE[1:], "400 weights, density 0.1: measured with batches [128, 512], not [32, 128, 512]"),
+        ([layers(1), *EDGE[:2]], "batches [1, 32, 128], not"),
+        ([r | {"op": "conv2d-layer"} for r in EDGE], "measured with batches []"),
+        ([*EDGE, layers(1, 0.01, plain=0.5)], "plain is faster than sparse at 1x20x20 density 0.01: 2.00x"),
+        ([*EDGE, layers(1, shape=(21, 20), masked=1.0)], "masked is faster than sparse at 1x21x20"),
+        ([*EDGE, layers(1, 0.2, plain=0.5), layers(1, shape=(19, 20), plain=0.5)], None),
+        ([*EDGE, layers(1, op="conv2d-layer", plain=0.5)], None),
+    ],
+)
+def test_a_crossover_holds_where_sparse_is_the_fastest_throughout(measured, says):
+    found = unfounded(CROSSOVER, measured)
+    assert found is None if says is None else says in found

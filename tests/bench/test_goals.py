@@ -7,11 +7,11 @@ from lotterykit.bench import goals, results
 from lotterykit.bench.goals import (
     CPU_GOALS,
     Goal,
+    best_over,
     judge,
     judge_all,
     line,
     over,
-    over_best,
     over_better,
     reads,
 )
@@ -49,8 +49,11 @@ def test_a_limit_from_above_is_judged_by_the_highest():
 
 
 def test_the_best_peer_is_neither_ours_nor_a_floor():
-    assert over_best(row({"dense": 3.0, "masked_linear": 0.5, "spmm:reference": 0.1, "one-read": 0.2})) == 3.0
-    assert over_best(row({"masked_linear": 0.5})) is None
+    times = {"dense": 3.0, "torch-csr": 5.0, "masked_linear": 0.5, "spmm:reference": 0.1, "one-read": 0.2}
+    assert best_over("spmm")(row(times)) == 3.0
+    assert best_over("auto")(row(times | {"auto": 1.5})) == 2.0
+    assert best_over("auto")(row(times)) is None
+    assert best_over("spmm")(row({"masked_linear": 0.5})) is None
 
 
 def test_the_better_of_a_peers_ways_counts():
@@ -62,7 +65,7 @@ def test_the_better_of_a_peers_ways_counts():
 
 def test_goals_are_judged_from_the_files_of_this_machine(tmp_path):
     assert {verdict.word for verdict in judge_all(tmp_path)} == {"not measured"}
-    content = results.document([row({"dense-masked": 8.0, "torch-csr": 1.5})], repeats=2)
+    content = results.document([row({"dense-masked": 8.0, "torch-csr": 1.5, "auto": 1.5})], repeats=2)
     results.write(tmp_path / f"{results.machine()}-linear.json", content)
     words = {verdict.goal.name: verdict.word for verdict in judge_all(tmp_path)}
     assert words["C1 at 0.1"] == "holds"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals
+from lotterykit.bench import gpu_checks, gpu_goals, gpu_goals_sparse
 from lotterykit.ops import dispatch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
@@ -92,3 +92,39 @@ def test_tables_hold_all_peers_and_give_verdicts(monkeypatch):
     gpu_goals.time_topk_mask(tables.append, tensors=2, each=50, device="cpu")
     assert all(set(row) == {"ours", "topk", "sort", "kthvalue"} for row in tables[-1].values())
     assert len(gpu_goals.verdicts("topk_mask", tables[-1])) == 3
+
+
+def test_tables_of_the_sparse_products_hold_all_peers_and_give_verdicts():
+    tables = []
+    gpu_goals_sparse.time_spmm(tables.append, shape=(8, 300, 20), square=40, device="cpu", seconds=0.01)
+    assert set(tables[-1]) == {"bf16 0.01", "tf32 0.01", "bf16 0.001"}
+    assert {"ours", "dense", "dense-masked", "csr", "csr-columns"} == set(tables[-1]["tf32 0.01"])
+    lines = gpu_goals_sparse.verdicts("spmm", tables[-1])
+    assert [text.split(":")[0] for text in lines] == ["G3 bf16", "G3 tf32", "G4 bf16", "G4 fp32", "G5"]
+    assert lines[1].startswith(("G3 tf32: holds", "G3 tf32: missed"))
+    gpu_goals_sparse.time_sddmm(tables.append, shape=(8, 30, 20), device="cpu", seconds=0.01)
+    assert all(set(row) == {"ours", "dense-masked"} for row in tables[-1].values())
+    assert len(gpu_goals_sparse.verdicts("sddmm", tables[-1])) == 2
+    few = (0.5, 0.001)
+    gpu_goals_sparse.time_spmm_densities(
+        tables.append, shape=(8, 30, 20), densities=few, device="cpu", seconds=0.01
+    )
+    assert len(tables[-1]) == 4
+    lines = gpu_goals_sparse.verdicts("spmm-densities", tables[-1])
+    assert all("G7" in text and "sparse is" in text for text in lines)
+    assert gpu_goals_sparse.verdicts("spmm-densities", {}) == [
+        "G7: not measured (dispatcher over densities .5 to .001)"
+    ]
+
+
+def test_of_several_peers_the_fastest_counts_and_one_that_cannot_run_is_named(capsys):
+    def broken(layer):
+        raise RuntimeError("no such algorithm")
+
+    sets = gpu_goals_sparse.layers((4, 6, 5), 0.5, torch.float32, "cpu")
+    table, peers = {}, {"ours": lambda layer: layer.x, "csr": broken}
+    gpu_goals_sparse._time_row(table, "tf32 0.01", sets, peers, lambda table: None, "cpu", 0.01)
+    assert set(table["tf32 0.01"]) == {"ours"}
+    assert "tf32 0.01: csr does not run: no such algorithm" in capsys.readouterr().out
+    table["tf32 0.01"] = {"ours": {"us": 1.0}, "csr": {"us": 9.0}, "csr-columns": {"us": 4.0}}
+    assert "G4 fp32: holds, 4.00x of 3x" in gpu_goals_sparse.verdicts("spmm", table)[3]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lotterykit.bench import gpu_checks_replicas, gpu_goals, gpu_goals_replicas
+from lotterykit.bench import gpu_checks_replicas, gpu_goals_replicas
 from lotterykit.ops import dispatch
 from lotterykit.training.recipe import batch_order
 from lotterykit.training.replicas import train_replicas
@@ -58,6 +58,6 @@ def test_the_table_holds_all_peers_and_gives_verdicts():
     )
     assert set(tables[-1]) == {"density 0.2", "density 0.1", "density 0.01"}
     assert all(set(row) == {"ours", *gpu_goals_replicas.PEERS} for row in tables[-1].values())
-    lines = gpu_goals.verdicts("replicas", tables[-1], gpu_goals_replicas.GOALS)
+    lines = gpu_goals_replicas.verdicts("replicas", tables[-1])
     assert len(lines) == 6
     assert all("holds" in line or "missed" in line for line in lines)

@@ -46,6 +46,9 @@ def test_what_they_cannot_do_is_known_beforehand(monkeypatch):
     half = Setting("linear", (1, 5, 5), 1.0, "forward", dtype="float64")
     gpu = Setting("linear", (1, 5, 5), 1.0, "forward", device="cuda")
     assert published.sparseprop_refuses(wide) == "rounds offsets above 16777216 kept weights"
+    odd = Setting("conv", (12, 3, 8, 4), 0.5, "forward")
+    assert published.sparseprop_images_refuses(odd) == "takes batches of multiples of 8, got 12"
+    assert published.sparseprop_images_refuses(wide) == published.sparseprop_refuses(wide)
     for refuses in (published.sparseprop_refuses, published.sparselab_refuses):
         assert refuses(half) == "computes in float32 alone, got float64"
         assert refuses(gpu) == "runs on the CPU alone, got cuda"

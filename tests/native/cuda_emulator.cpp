@@ -26,7 +26,7 @@ dim3 blockDim, gridDim;
 namespace emulator {
 namespace {
 
-constexpr size_t stack_bytes = 256 << 10, shared_limit = 227 << 10, usual_shared = 48 << 10;
+constexpr size_t stack_bytes = 256 << 10, usual_shared = 48 << 10;
 constexpr uint64_t rubbish = 0xa5a5a5a5a5a5a5a5;
 
 struct Copy {
@@ -339,10 +339,12 @@ void allow_shared(const void* kernel, size_t bytes) {
 }
 
 int attribute(int which) {
+  const char* given = std::getenv("LOTTERYKIT_EMULATED_SHARED");
+  const int shared_limit = given ? std::atoi(given) : 227 << 10;
   switch (which) {
     case cudaDevAttrMultiProcessorCount: return 3;  // few: that blocks have several turns shows
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return int(shared_limit + 1024);
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return int(shared_limit);
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return shared_limit + 1024;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return shared_limit;
     default: fail("device attribute %d is not emulated", which);
   }
 }

@@ -7,7 +7,8 @@
 // - shared memory is all ones (NaN) when a block begins, and of exactly the bytes asked for;
 // - a collective whose lanes disagree, and a barrier that some never reach, end the process with what each awaits;
 // - a copy by __pipeline_memcpy_async arrives when it is waited for, not before;
-// - a launch that a GPU would refuse (threads, grid, shared memory) is refused.
+// - a launch that a GPU would refuse (threads, grid, shared memory) is refused; LOTTERYKIT_EMULATED_SHARED=<bytes>
+//   is what a block may have of shared memory, 227 KiB without it.
 // With -fsanitize=address all memory is watched; LOTTERYKIT_EMULATED_STATIC makes static shared memory ordinary
 // variables, which it can watch, where else they are filled with ones.
 #pragma once

@@ -28,6 +28,7 @@ import sparse_cases  # noqa: E402
 from fenced import fenced  # noqa: E402
 
 from lotterykit.errors import ArgumentError  # noqa: E402
+from lotterykit.ops.csr import CSR  # noqa: E402
 from lotterykit.ops.sddmm import sddmm_cuda  # noqa: E402
 from lotterykit.ops.spmm import spmm_cuda  # noqa: E402
 from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
@@ -37,9 +38,31 @@ from lotterykit.training.recipe import Recipe  # noqa: E402
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def sparse_products(rng: random.Random) -> None:
-    dtype, way = rng.choice(DTYPES), rng.choice(["slabs", "gather"])
-    case = next(sparse_cases.cases(2, rng.randrange(2**31), dtype))  # every 25th, the first, is large
+def usual(rng: random.Random, dtype: torch.dtype) -> sparse_cases.Case:
+    *_, case = sparse_cases.cases(rng.choice([1, 2, 2]), rng.randrange(2**31), dtype)  # the first is large
+    return case
+
+
+def tall(rng: random.Random, dtype: torch.dtype) -> sparse_cases.Case:
+    """Several sets of rows a block, and little else in its shared memory."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    n_out, n_in, batch = rng.randint(600, 1100), rng.choice([1, 5, 70]), rng.choice([65, 300])
+    mask = torch.rand(n_out, n_in, generator=generator) < 0.1
+    csr = CSR.from_mask(mask)
+    x, g, values = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((batch, n_in), (batch, n_out), (csr.nnz,))
+    )
+    return sparse_cases.Case(x, g, mask, csr, values, None, False)
+
+
+def sparse_products(rng: random.Random, number: int) -> None:
+    way, kind, dtype = (
+        ("slabs", "gather")[number % 2],
+        (tall, usual)[number // 2 % 2],
+        DTYPES[number // 4 % 4],
+    )
+    case = kind(rng, dtype)
     structure = [fenced(t, rng) for t in case.csr.tensors]
     x, g, values = (fenced(t.contiguous(), rng) for t in (case.x, case.g, case.values))
     bias = None if case.bias is None else fenced(case.bias.contiguous(), rng)
@@ -48,9 +71,9 @@ def sparse_products(rng: random.Random) -> None:
     sddmm_cuda(g, x, structure, way=way)
 
 
-def selection(rng: random.Random) -> None:
+def selection(rng: random.Random, number: int) -> None:
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    dtype = rng.choice(DTYPES[:2])
+    dtype = DTYPES[number % 2]
     sizes = [rng.choice([0, 1, 7, 255, 256, 257, 9000]) for _ in range(rng.randint(1, 4))]
     scores = [fenced(torch.randn(n, generator=generator, dtype=dtype).round(), rng) for n in sizes]
     within = [torch.rand(n, generator=generator) < 0.7 for n in sizes] if rng.random() < 0.5 else None
@@ -102,7 +125,7 @@ def main() -> None:
             rng = random.Random(f"{given.seed} {number}")
             with emulated.installed(module), emulated.order(rng.choice([None, rng.randint(1, 2**31)])):
                 try:
-                    run(rng)
+                    run(rng, number)
                 except ArgumentError:  # too few to keep
                     refused += 1
         print(f"{name}: {given.cases} cases, {refused} of them refused", flush=True)

@@ -37,7 +37,7 @@ __global__ void leave_the_mask(unsigned mask) { __syncwarp(mask); }
 __global__ void write_past_shared() { dynamic_shared<float>()[threadIdx.x + 1] = 1; }
 
 __global__ void write_past_static(int at) {
-  __shared__ int held[64];
+  __shared__ volatile int held[64];
   held[at] = 1;
 }
 

@@ -155,8 +155,10 @@ void topk(Draw& draw) {
     tensors.push_back({scores[t].data(), some ? within[t].data() : nullptr, masks[t].data(), int64_t(scores[t].size())});
   if (!some) competing = total;
   const int64_t k = draw.one_of({0, std::min<int64_t>(1, competing), competing / 2, competing / 100, competing});
+  const double least = draw.one_of({-1, 0, 1}), most = least + draw.one_of({0, 1});
+  const Guess guess{least, most, draw.with(0.5) ? UINT32_MAX : uint32_t(draw.engine()), uint32_t(draw.engine())};
   const Outcome outcome = topk_mask(tensors.data(), count, sizeof(T) == 4 ? Dtype::f32 : Dtype::f64, k, draw.engine(),
-                                    draw.threads(), draw.isa(), nullptr, nullptr);
+                                    draw.with(0.5) ? &guess : nullptr, draw.threads(), draw.isa(), nullptr, nullptr);
   int64_t kept = 0;
   for (const auto& mask : masks)
     for (const uint8_t m : mask) kept += m;

@@ -31,13 +31,14 @@ from fenced import fenced  # noqa: E402
 from lotterykit.errors import ArgumentError  # noqa: E402
 from lotterykit.ops.csr import CSR  # noqa: E402
 from lotterykit.ops.flow_products import FlowLayer, FlowProducts, Window  # noqa: E402
+from lotterykit.ops.guess import Guess  # noqa: E402
 from lotterykit.ops.sddmm import sddmm_cpu  # noqa: E402
 from lotterykit.ops.sparse_conv2d_native import backward_cpu as conv_backward_cpu  # noqa: E402
 from lotterykit.ops.sparse_conv2d_native import sparse_conv2d_cpu  # noqa: E402
 from lotterykit.ops.spmm import backward_cpu, spmm_cpu  # noqa: E402
 from lotterykit.ops.synflow_masks import Counted, synflow_masks_cpu  # noqa: E402
 from lotterykit.ops.synflow_scores import synflow_scores_cpu  # noqa: E402
-from lotterykit.ops.topk_mask import topk_mask_cpu  # noqa: E402
+from lotterykit.ops.topk_mask import topk_cut_cpu  # noqa: E402
 from lotterykit.training.native import NativeBatch, NativeScoreBatch  # noqa: E402
 from lotterykit.training.recipe import Recipe, Split  # noqa: E402
 from lotterykit.training.replicas import RunSpec  # noqa: E402
@@ -96,7 +97,10 @@ def topk_mask(draw: Draw) -> None:
         within = [draw.fenced(draw.bools(n, share=rng.choice([0.0, 0.3, 1.0]))) for n in shapes]
     competing = sum(shapes) if within is None else sum(int(w.sum()) for w in within)
     k = rng.choice([0, min(1, competing), competing, competing // 2, competing // 10, competing // 300])
-    topk_mask_cpu(scores, k=k, seed=rng.randrange(2**63), within=within, isa=draw.isa)
+    guess = Guess() if rng.random() < 0.5 else None
+    for threshold in (-1.0, 0.0, 0.0, 1.0)[: 0 if guess is None else rng.randint(0, 4)]:
+        guess.learn(threshold, rng.randrange(2**32))
+    topk_cut_cpu(scores, k=k, seed=rng.randrange(2**63), within=within, isa=draw.isa, guess=guess)
 
 
 def sparse_products(draw: Draw) -> None:

@@ -19,7 +19,8 @@ from sparse_cases import (
     within_bound,
 )
 
-from lotterykit.errors import ArgumentError
+from lotterykit.bench import gpu_checks_sparse
+from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import sddmm, spmm
 from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import explain, use_backend
@@ -28,6 +29,7 @@ from lotterykit.ops.spmm import spmm_cuda
 from lotterykit.ops.topk_mask import topk_mask
 
 pytest.importorskip("setuptools")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator is Linux's")
 ORDERS = [None, 1, 2]  # first to last, and two random ones
 
 
@@ -128,7 +130,7 @@ WAYS = ["auto", "slabs", "gather"]
 @pytest.mark.parametrize("way", WAYS)
 def test_sparse_products_keep_the_bound(cuda, dtype, way):
     seed = random.randrange(2**31)
-    for number, case in enumerate(cases(26, seed, dtype)):
+    for number, case in enumerate(cases(13, seed, dtype)):
         where = f"seed {seed}, case {number}"
         structure = case.csr.tensors
         y = spmm_cuda(case.x, case.values, structure, case.bias, case.relu, way=way)
@@ -141,7 +143,8 @@ def test_sparse_products_keep_the_bound(cuda, dtype, way):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_many_slabs_row_sets_and_tiles(cuda, dtype, way):
-    """Three slabs of columns, two blocks of rows, tiles in several parts of the batch."""
+    """Three slabs of columns, two blocks of rows, tiles in several parts of the batch; both sizes of
+    blocks."""
     csr = CSR.from_mask(torch.rand(1100, 1700) < torch.rand(1100, 1) * 0.01)
     x, g = torch.randn(140, 1700).to(dtype), torch.randn(140, 1100).to(dtype)
     values, bias = torch.randn(csr.nnz).to(dtype), torch.randn(1100).to(dtype)
@@ -186,6 +189,27 @@ def test_gradients_of_gradients_agree_with_finite_differences(cuda):
     assert torch.autograd.gradgradcheck(lambda x, v: spmm(x, v, csr), inputs)
     g = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda g, x: sddmm(g, x, csr), [g, x])
+
+
+@pytest.mark.parametrize("kibibytes", [163, 99, 64])
+def test_devices_with_less_shared_memory_take_smaller_slabs(module, monkeypatch, kibibytes):
+    """Those of compute capability 8.0, 8.6 and 7.5 for a block."""
+    monkeypatch.setenv("LOTTERYKIT_EMULATED_SHARED", str(kibibytes << 10))
+    with emulated.installed(module):
+        for dtype in (torch.float32, torch.bfloat16):
+            csr = CSR.from_mask(torch.rand(300, 1000) < 0.02)
+            x, g = torch.randn(200, 1000).to(dtype), torch.randn(200, 300).to(dtype)
+            values = torch.randn(csr.nnz).to(dtype)
+            wide = csr.scatter(values.double())
+            y = spmm_cuda(x, values, csr.tensors, way="slabs")
+            terms = csr.row_offsets.diff()
+            assert within_bound(y, x.double() @ wide.T, terms, x.double().abs() @ wide.T.abs())
+            size = csr.gather(g.double().abs().T @ x.double().abs())
+            dvalues = sddmm_cuda(g, x, csr.tensors, way="slabs")
+            assert within_bound(dvalues, csr.gather(g.double().T @ x.double()), 200, size)
+    monkeypatch.setenv("LOTTERYKIT_EMULATED_SHARED", "4096")
+    with emulated.installed(module), pytest.raises(RuntimeError, match="too little shared memory"):
+        spmm_cuda(x, values, csr.tensors, way="slabs")
 
 
 @pytest.mark.parametrize("way", WAYS[1:])
@@ -233,6 +257,38 @@ def test_bad_calls_of_the_bindings_are_refused(cuda):
         cuda.spmm("float32", 0, 1, places, 0, 0, 0, False, 0, 0, "auto", 7, 0)
     with pytest.raises(RuntimeError, match="spmm: the batch is too large for one grid"):
         cuda.spmm("float64", 0, 2**50, places, 0, 0, 0, False, 0, 0, "auto", 0, 0)
+    wide = (0, 0, 1, 2**31 - 2, 1)
+    for call in (
+        lambda: cuda.spmm("float32", 0, 1, wide, 0, 0, 0, False, 0, 0, "auto", 0, 0),
+        lambda: cuda.sddmm("float32", 0, 0, 1, wide, 0, 0, "auto", 0, 0),
+    ):
+        with pytest.raises(RuntimeError, match=r"more than 2\^31 - 4096 rows or columns"):
+            call()
+
+
+def test_what_the_kernels_do_not_serve_is_refused(cuda):
+    csr = CSR.from_mask(torch.eye(3, dtype=torch.bool))
+    x, values = torch.ones(2, 3), torch.ones(3)
+    with pytest.raises(
+        BackendError, match="needs dtype float32, float64, float16, bfloat16, got float8_e5m2"
+    ):
+        spmm(x.to(torch.float8_e5m2), values.to(torch.float8_e5m2), csr)
+    with pytest.raises(ArgumentError, match="values is on meta, but the structure on cpu"):
+        spmm(x, values.to("meta"), csr)
+    with pytest.raises(ArgumentError, match="g is on meta, but the structure on cpu"):
+        sddmm(x.to("meta"), x, csr)
+
+
+def test_the_checks_for_a_gpu_pass_here_and_see_a_broken_kernel(module, monkeypatch):
+    monkeypatch.setattr(gpu_checks_sparse, "SHAPES", ((1, 1, 1), (37, 101, 53), (0, 5, 3), (70, 900, 70)))
+    with emulated.installed(module):
+        assert gpu_checks_sparse.check_spmm(4, device="cpu") == []
+        assert gpu_checks_sparse.check_sddmm(4, device="cpu") == []
+        real, sampled = gpu_checks_sparse.spmm_cuda, gpu_checks_sparse.sddmm_cuda
+        monkeypatch.setattr(gpu_checks_sparse, "spmm_cuda", lambda *a, **k: real(*a, **k) * 1.01)
+        monkeypatch.setattr(gpu_checks_sparse, "sddmm_cuda", lambda *a, **k: sampled(*a, **k) * 1.01)
+        assert any("y is" in failure for failure in gpu_checks_sparse.check_spmm(4, device="cpu"))
+        assert gpu_checks_sparse.check_sddmm(4, device="cpu")
 
 
 def test_random_calls_give_the_sanitizers_nothing_to_report(compiler, tmp_path, capfd):

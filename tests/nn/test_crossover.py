@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lotterykit.bench.evidence import unfounded
 from lotterykit.nn.convert import convert_, revert_
 from lotterykit.nn.crossover import CROSSOVERS, choose
 from lotterykit.nn.masked import MaskedLinear
@@ -18,15 +19,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("row", CROSSOVERS)
-def test_every_measurement_within_a_row_is_faster_sparse(row) -> None:
-    measured = [
-        r
-        for r in json.loads((ROOT / row.evidence).read_text())["rows"]
-        if r["size"] ** 2 >= row.weights and r["density"] <= row.density
-    ]
-    assert any(r["size"] ** 2 == row.weights and r["density"] == row.density for r in measured)
-    assert {r["batch"] for r in measured} == {32, 128, 512}
-    assert all(min(r["ratio"].values()) > 1 for r in measured)
+def test_every_row_is_borne_out_by_the_file_that_it_cites(row) -> None:
+    assert unfounded(row, _rows(ROOT / row.evidence)) is None
+
+
+def _rows(path: Path) -> list[dict]:
+    """Rows of benchmarks/layers.py, from before and since its files are those of `lotterykit bench`."""
+    rows = json.loads(path.read_text())["rows"]
+    return [r if "us" in r else _row(r["batch"], r["size"], r["density"], r["seconds"]) for r in rows]
+
+
+def _row(batch: int, size: int, density: float, seconds: dict) -> dict:
+    return {"op": "linear-layer", "shape": [batch, size, size], "density": density, "us": seconds}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from lotterykit.nn.init import INITS
+from lotterykit.nn.init import INITS, linear_shapes
 
 WIDTHS = [50, 400, 300, 200]
 
 
 def draw(name, seed=0, widths=WIDTHS):
-    return INITS[name](widths, torch.Generator().manual_seed(seed))
+    return INITS[name](linear_shapes(widths), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", list(INITS))

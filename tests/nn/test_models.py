@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lotterykit.errors import ArgumentError
-from lotterykit.nn.init import INITS
+from lotterykit.nn.init import INITS, linear_shapes
 from lotterykit.nn.models import chain, mlp
 
 
@@ -22,7 +22,7 @@ def test_dtypes_hold_the_same_network(init):
     single, double = (mlp([3, 20, 2], init=init, seed=5, dtype=d) for d in (torch.float32, torch.float64))
     for a, b in zip(single.parameters(), double.parameters(), strict=True):
         assert torch.equal(a, b.float())
-    weights, biases = INITS[init]([3, 20, 2], torch.Generator().manual_seed(5))
+    weights, biases = INITS[init](linear_shapes([3, 20, 2]), torch.Generator().manual_seed(5))
     assert torch.equal(double[0].weight, weights[0])
     assert torch.equal(double[2].bias, biases[1])
 

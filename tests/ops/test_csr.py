@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lotterykit.errors import ArgumentError
-from lotterykit.ops import csr as module
+from lotterykit.ops import native_form as module
 from lotterykit.ops import spmm
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.dispatch import missing, use_backend
 
 OFFSETS, COLUMNS = torch.tensor([0, 2, 2, 3]), torch.tensor([0, 3, 1])
 
@@ -36,18 +37,33 @@ def test_a_mask_comes_back_and_the_transpose_agrees(shape, density):
     assert torch.equal(csr.scatter(values), torch.where(mask, weight, 0.0))
 
 
-@pytest.mark.parametrize("in_features", [191, 192, 193, 288, 1000])
-def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features):
-    csr = CSR.from_mask(torch.rand(37, in_features) < 0.3)
-    assert (csr.row_segments.dim() == 2) == (in_features >= 2 * module.BLOCK_WIDTH)
+@pytest.mark.parametrize("density", [0.01, 0.03, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("in_features", [1, 191, 192, 193, 288, 777, 1000])
+def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features, density):
+    csr = CSR.from_mask(torch.rand(37, in_features) < density)
+    width = module.block_width(in_features, csr.density)
+    assert (csr.row_segments.dim() == 2) == (width < in_features)
     if csr.row_segments.dim() == 1:
         return
     assert torch.equal(csr.row_segments[0], csr.row_offsets[:-1])
     assert torch.equal(csr.row_segments[-1], csr.row_offsets[1:])
     for block, (first, last) in enumerate(zip(csr.row_segments[:-1], csr.row_segments[1:], strict=True)):
         for row in range(37):
-            inside = csr.columns[first[row] : last[row]] // module.BLOCK_WIDTH
+            inside = csr.columns[first[row] : last[row]] // width
             assert bool((inside == block).all())
+
+
+def test_blocks_are_alike_and_wider_for_thinner_rows():
+    assert module.block_width(1024, 0.019) == 1024
+    assert module.block_width(1024, 0.05) == 342
+    assert module.block_width(1024, 0.1) == 205
+    assert module.block_width(1024, 1.0) == 94
+    assert module.block_width(0, 1.0) == 0
+    for n_columns in (1, 95, 96, 191, 192, 300, 784, 1000, 4096):
+        for density in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+            width = module.block_width(n_columns, density)
+            blocks = -(-n_columns // width)
+            assert blocks * width - n_columns < blocks  # no sliver at the end
 
 
 MALFORMED = [
@@ -105,6 +121,15 @@ def test_a_structure_is_a_copy_and_refuses_to_be_written_to():
     csr.rows[0] = 1 << 30
     with pytest.raises(ArgumentError, match="changed in place"):
         spmm(torch.ones(1, 4), torch.ones(3), csr)
+
+
+@pytest.mark.skipif(missing("cpu") is not None, reason=str(missing("cpu")))
+def test_native_code_reads_what_was_checked_even_where_a_tensor_got_other_data():
+    csr = CSR(OFFSETS, COLUMNS, (3, 4))
+    csr.columns.data = torch.full((3,), 1 << 30, dtype=torch.int32)  # which no version tells
+    with use_backend("cpu"):
+        y = spmm(torch.ones(1, 4), torch.ones(3), csr)
+    assert torch.equal(y, torch.tensor([[2.0, 0.0, 1.0]]))
 
 
 def test_copies_and_pickles_work_and_inference_mode_makes_usable_structures():

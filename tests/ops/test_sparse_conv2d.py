@@ -126,9 +126,10 @@ def test_opcheck_of_the_backward_op(number):
     g = torch.randn_like(y).requires_grad_()
     wants = [True, number % 2 == 0, number % 3 == 0]
     arguments = (g, y if relu else None, x, values, structure, geometry, wants)
-    # One sample is traced forward and backward, which takes seconds; the others only forward.
+    # One sample is traced forward and backward, which takes seconds; the others only forward. In torch 2.11
+    # the second derivative of torch's own convolution, which is traced there, refuses symbolic sizes.
     cheap = ("test_schema", "test_autograd_registration", "test_faketensor")
-    checks = {} if number == 0 else {"test_utils": cheap}
+    checks = {} if number == 0 and torch.__version__ >= (2, 13) else {"test_utils": cheap}
     opcheck(torch.ops.lotterykit.sparse_conv2d_backward, arguments, **checks)
 
 

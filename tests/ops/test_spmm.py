@@ -10,13 +10,14 @@ import time
 
 import pytest
 import torch
-from sparse_cases import cases, product_within_bound, transposed_within_bound
+from sparse_cases import Case, cases, product_within_bound, sampled_within_bound, transposed_within_bound
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch, spmm
 from lotterykit.ops.csr import CSR
-from lotterykit.ops.spmm import call_of, sample_inputs, spmm_cpu, spmm_reference
+from lotterykit.ops.spmm import backward_cpu, call_of, sample_inputs, spmm_cpu, spmm_reference
 
 needs_native = pytest.mark.skipif(dispatch.missing("cpu") is not None, reason=str(dispatch.missing("cpu")))
 ISA = importlib.import_module("lotterykit._cpu").isa_levels() if dispatch.missing("cpu") is None else []
@@ -74,6 +75,76 @@ def test_results_do_not_depend_on_threads_or_repeats(density, transposed):
             assert all(torch.equal(results[0], r) for r in results)
     finally:
         torch.set_num_threads(before)
+
+
+@needs_native
+@pytest.mark.parametrize("density", [0.001, 0.03, 0.05, 0.1, 0.4])
+def test_every_block_width_agrees_with_float64_where_rows_and_columns_are_unused(density):
+    generator = torch.Generator().manual_seed(time.time_ns() % 2**31)
+    mask = torch.rand(331, 1100, generator=generator) < density
+    mask[::3], mask[:, 500:777] = False, False
+    csr = CSR.from_mask(mask)
+    x, g, values, bias = (
+        torch.randn(shape, generator=generator) for shape in ((77, 1100), (77, 331), (csr.nnz,), (331,))
+    )
+    case = Case(x, g, mask, csr, values, bias, False)
+    before = torch.get_num_threads()
+    try:
+        for isa in ISA:
+            y = spmm_cpu(x, values, csr, bias, isa=isa)
+            dx, dvalues, dbias = backward_cpu(g, None, x, values, csr, (True, True, True), isa=isa)
+            assert product_within_bound(case, y)
+            assert torch.equal(y[:, ::3], bias[::3].expand(77, -1))
+            assert transposed_within_bound(case, dx)
+            assert bool((dx[:, 500:777] == 0).all())
+            assert sampled_within_bound(case, dvalues)
+            torch.set_num_threads(2)
+            assert torch.equal(spmm_cpu(x, values, csr.tensors, bias, isa=isa), y)
+            again = backward_cpu(g, None, x, values, csr.tensors, (True, True, True), isa=isa)
+            assert all(map(torch.equal, again, (dx, dvalues, dbias)))
+            torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_every_way_gives_the_same_bits(activation):
+    x, values, csr = large(0.05)
+    bias = torch.randn(1100)
+    with torch.no_grad():
+        without = spmm(x, values, csr, bias, activation)
+    tracked = spmm(x.clone().requires_grad_(), values, csr, bias, activation)
+    op = torch.ops.lotterykit.spmm(x, values, csr.tensors, bias, activation == "relu", False)
+    assert not without.requires_grad
+    assert tracked.grad_fn is not None
+    assert torch.equal(without, tracked)
+    assert torch.equal(without, op)
+
+
+def test_a_remembered_route_follows_every_force(monkeypatch):
+    x, values, csr, *_ = sample_inputs(dtype=torch.float32)[0]
+    values.requires_grad_()
+    monkeypatch.delenv("LOTTERYKIT_BACKEND", raising=False)
+    spmm(x, values, csr).sum().backward()
+    monkeypatch.setenv("LOTTERYKIT_BACKEND", "reference")
+    expected = spmm_reference(x, values, csr.tensors)
+    assert torch.equal(spmm(x, values, csr), expected)
+    assert csr.serving["spmm", torch.float32, "reference"] is spmm_reference
+    with dispatch.use_backend("cuda"):
+        for _ in range(2):
+            with pytest.raises(BackendError, match="backend 'cuda' was forced"):
+                spmm(x, values, csr)
+    y = spmm(x, values, csr)
+    with dispatch.use_backend("cuda"), pytest.raises(BackendError, match="backend 'cuda' was forced"):
+        y.sum().backward()
+
+
+def test_forward_mode_is_refused_and_not_forgotten():
+    x, values, csr, *_ = sample_inputs(dtype=torch.float32)[0]
+    with forward_ad.dual_level(), torch.no_grad():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            spmm(dual, values, csr)
 
 
 @pytest.mark.parametrize("number", range(SAMPLES))

@@ -15,10 +15,12 @@ from torch.library import opcheck
 
 from lotterykit.errors import ArgumentError, BackendError
 from lotterykit.ops import dispatch
+from lotterykit.ops.guess import Guess
 from lotterykit.ops.topk_mask import (
     call_of,
     sample_inputs,
     tie_rank,
+    topk_cut_cpu,
     topk_mask,
     topk_mask_cpu,
     topk_mask_reference,
@@ -150,7 +152,7 @@ def test_many_blocks_threads_and_instruction_sets_agree(kind, dtype):
 
 def scores_against_the_sample(kind: str, n: int) -> torch.Tensor:
     """Made against the sample of csrc/cpu/topk_mask.cpp (seed 5): only its histograms can be right."""
-    draws = int(n ** (2 / 3))
+    draws = int(0.5 * n ** (2 / 3))
     order = torch.arange(draws)
     jitter = tie_rank(order, 5).double() * 2.0**-32
     sampled = ((order.double() + jitter) * (n / draws)).long().clamp(max=n - 1)
@@ -177,6 +179,64 @@ def test_nan_is_refused_where_the_first_pass_gives_up_before_it(k, sign):
     x[6_300_000:] = sign * float("nan")
     with pytest.raises(ArgumentError, match=r"scores\[0\] holds NaN at flat index 6300000;"):
         topk_mask_cpu([x], k=k, seed=5)
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["normal", "zeros", "constant", "sorted"])
+@pytest.mark.parametrize("isa", ISA)
+def test_a_guess_changes_no_mask_in_a_series(kind, isa):
+    scores, guess, within = large_scores(kind, 200_003, torch.float32), Guess(), None
+    for number in range(8):
+        k = round(0.9 ** (number + 1) * 200_003)
+        expected = topk_mask_reference(scores, k=k, seed=number, within=within)
+        found = topk_cut_cpu(scores, k=k, seed=number, within=within, isa=isa, guess=guess)[0]
+        assert same(found, expected)
+        within = expected
+        scores = [s * (1 + 0.01 * torch.randn(s.shape)) for s in scores]
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["normal", "zeros", "constant"])
+@pytest.mark.parametrize("thresholds", [(0.0,), (1e300, -1e300), (-0.3, -0.3), (1.0,) * 3, (float("inf"),)])
+def test_a_wrong_guess_changes_no_mask(kind, thresholds):
+    scores = large_scores(kind, 100_003, torch.float32)
+    for k in (0, 1, 30_000, 90_000, 100_003):
+        guess = Guess()
+        for number, threshold in enumerate(thresholds):
+            guess.learn(threshold, number * 2**30 - 1)
+        expected = topk_mask_reference(scores, k=k, seed=4)
+        assert same(topk_cut_cpu(scores, k=k, seed=4, guess=guess)[0], expected)
+        assert same(topk_mask(scores, k=k, seed=4, guess=guess), expected)
+    scores[3][7] = float("nan")
+    with pytest.raises(ArgumentError, match=r"scores\[3\] holds NaN at flat index 7;"):
+        topk_mask(scores, k=1000, guess=guess)
+
+
+@needs_native
+@pytest.mark.parametrize("density", [0.9, 0.5, 0.2])  # of zeros 70 %: inside the tie, and outside
+@pytest.mark.parametrize("zeros", [0.0, 0.7])
+def test_a_guess_brackets_the_next_threshold(density, zeros):
+    scores, guess, hits = torch.rand(50_000) * (torch.rand(50_000) >= zeros), Guess(), 0
+    for number in range(10):
+        bracket = guess.bracket()
+        _, threshold, rank = topk_cut_cpu([scores], k=round(density * 50_000), seed=number, guess=guess)
+        if number > 1:  # one threshold tells nothing of how fast it moves
+            low, high, low_rank, high_rank = bracket
+            assert high - low < 0.2
+            assert threshold > 0 or low_rank < high_rank + 2**30
+            hits += low <= threshold <= high and (threshold > 0 or high_rank <= rank <= low_rank)
+        scores, density = scores * 0.99, density * 0.998
+    assert hits >= 4  # of 8: chance may throw a threshold off
+
+
+@needs_native
+def test_a_guess_that_is_no_interval_is_refused():
+    class Broken(Guess):
+        def bracket(self):
+            return 1.0, float("nan"), 0, 0
+
+    with pytest.raises(ValueError, match="no interval"):
+        topk_cut_cpu([torch.rand(9000)], k=5, guess=Broken())
 
 
 def test_masks_are_monotone_in_k_and_in_rounds():

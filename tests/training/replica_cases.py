@@ -16,6 +16,7 @@ from lotterykit.training.scored import ScoreTraining
 RULES = {
     "adam": {},
     "adam decay step": {"weight_decay": 1e-2, "schedule": "step", "milestones": (1, 2)},
+    "adam warm-up": {"schedule": "step", "milestones": (30,), "milestone_unit": "steps", "warmup": 20},
     "sgd": {"optimizer": "sgd", "lr": 0.05},
     "sgd momentum decay cosine": {
         "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "schedule": "cosine",

@@ -298,13 +298,29 @@ def test_scores_that_diverge(cuda) -> None:
         assert int(mask.sum()) == round(0.9 * mask.numel()), key
 
 
+@pytest.mark.parametrize("every", [1, 3, 5, 20])
+def test_evaluates_within_epochs_and_on_a_validation_split(every: int, cuda) -> None:
+    """8 steps an epoch; the learning rates of a stretch that begins within one."""
+    recipe = Recipe("mse", epochs=3, batch_size=16, evaluate_every=every, **RULES["adam warm-up"])
+    runs = [spec((3, 21, 17, 4), recipe, d, seed=i) for i, d in enumerate((1.0, 0.2))]
+    other = spec((3, 21, 17, 4), recipe, 1.0, seed=7).data
+    runs[1] = replace(runs[1], validation=(other.x_train[:37], other.y_train[:37]))
+    for split in (None, 1):
+        found, expected = cuda(runs, split=split), native(runs)
+        assert_same(found, expected, 1e-10)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.steps == theirs.steps
+            for one, two in zip(ours.validation, theirs.validation, strict=True):
+                assert one == pytest.approx(two, rel=1e-9)
+
+
 def test_data_that_replicas_share_is_copied_once(module) -> None:
     from lotterykit.training.cuda import CudaBatch
 
     run = spec((3, 12, 4), Recipe("cross_entropy", epochs=1), 0.5)
     with emulated.installed(module):
         batch = CudaBatch([run, replace(run, seed=1), spec((3, 12, 4), run.recipe, 0.5, seed=2)], CPU)
-    assert len({tensor.data_ptr() for data in batch.data for tensor in data}) == 8
+    assert len({tensor.data_ptr() for data in batch.data for pair in data for tensor in pair}) == 8
 
 
 def test_too_many_neurons_are_refused(module) -> None:

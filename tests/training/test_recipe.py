@@ -19,6 +19,9 @@ from lotterykit.training.recipe import Recipe, batch_order, fitted_scale, metric
         ({"loss": "mse", "schedule": "cosin"}, "did you mean 'cosine'"),
         ({"loss": "mse", "batch_size": 0}, "batch_size must be >= 1|batch_size >= 1"),
         ({"loss": "mse", "lr": float("nan")}, "lr"),
+        ({"loss": "mse", "milestone_unit": "step"}, "did you mean 'steps'"),
+        ({"loss": "mse", "warmup": -1}, "warmup must be an int of at least 0"),
+        ({"loss": "mse", "warmup": 2.5}, "warmup must be an int"),
     ],
 )
 def test_bad_recipes_say_what_is_allowed(kwargs: dict, message: str) -> None:
@@ -34,6 +37,41 @@ def test_schedules() -> None:
     step = Recipe("mse", epochs=4, lr=1.0, schedule="step", milestones=(1, 3))
     rates = [step.learning_rate(epoch * 10, 10) for epoch in range(4)]
     assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_milestones_in_steps_and_warm_up() -> None:
+    """The Lottery Ticket Hypothesis, sec. 4, Resnet-18: to 0.03 in 20,000 steps, / 10 at 20K and 25K."""
+    recipe = Recipe(
+        "cross_entropy",
+        epochs=86,
+        lr=0.03,
+        schedule="step",
+        milestones=(20_000, 25_000),
+        milestone_unit="steps",
+        warmup=20_000,
+    )
+    rates = {step: recipe.learning_rate(step, 352) for step in (0, 1, 10_000, 19_999, 20_000, 24_999, 25_000)}
+    assert rates == pytest.approx(
+        {
+            0: 0.0,
+            1: 0.03 / 20_000,
+            10_000: 0.015,
+            19_999: 0.03 * 19_999 / 20_000,
+            20_000: 0.003,
+            24_999: 0.003,
+            25_000: 0.0003,
+        }
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_warm_up_scales_any_schedule(schedule: str) -> None:
+    plain, warm = (
+        Recipe("mse", epochs=4, lr=0.3, schedule=schedule, milestones=(1,), warmup=w) for w in (0, 15)
+    )
+    for step in range(40):
+        share = min(1.0, step / 15)
+        assert warm.learning_rate(step, 10) == pytest.approx(share * plain.learning_rate(step, 10))
 
 
 def test_batch_order_is_a_permutation_of_seed_and_epoch() -> None:
