@@ -96,7 +96,7 @@ struct Network {
   const Training& training;
   const ScoreRule& rules;
   T *x, *deltas, *targets, *sums, *constants, *constant_deltas;
-  T *values, *first, *second, *gradients;
+  T *values, *first, *gradients;
   ScoreView<T> view;
   int lanes, chunk_bits, thread, threads, lane, warp, warps;
 
@@ -106,6 +106,7 @@ struct Network {
   __device__ __forceinline__ const DeviceLayer& layer(int l) const {
     return reinterpret_cast<const DeviceLayer*>(image + s.layers)[l];
   }
+  __device__ __forceinline__ T* second() const { return first + s.entries; }
   __device__ __forceinline__ const T* delta(int row) const { return deltas + (row - s.inputs) * lanes; }
 
   // Number e of the inputs and targets of a batch, lane by lane of the first input and so on.
@@ -321,7 +322,7 @@ struct Network {
     step(k, slope, rule, value, mean, square);
     if (!SCORED) values[k] = value;
     first[k] = mean;
-    if (rule.adam) second[k] = square;
+    if (rule.adam) second()[k] = square;
   }
 
   __device__ __forceinline__ void sparse_update(const Optimizer<T>& rule, bool first_pass, bool last_pass) const {
@@ -329,7 +330,7 @@ struct Network {
     const int quads = lanes / 4;
     for (int k = thread; k < s.sparse; k += threads) {
       const uint32_t place = uint32_t(places[k]);
-      const T mean = first[k], square = second[k];  // asked for before they are needed
+      const T mean = first[k], square = second()[k];  // asked for before they are needed
       const T *d = delta(int(place >> 16)), *in = x + (place & 0xffff) * lanes;
       T sum[4] = {};
 #pragma unroll 4
@@ -377,7 +378,7 @@ struct Network {
   __device__ __forceinline__ void dense_moved(int k, const T (&slopes)[4], const Optimizer<T>& rule, bool first_pass,
                                               bool last_pass) const {
     const uint32_t bits = image[s.kept + k / 32] >> (k % 32);
-    Four<T> value = four(values + k), mean = four(first + k), square = four(second + k);
+    Four<T> value = four(values + k), mean = four(first + k), square = four(second() + k);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       T slope = slopes[c];
@@ -387,7 +388,7 @@ struct Network {
     if (!last_pass) return;
     if (!SCORED) put_four(values + k, value);
     put_four(first + k, mean);
-    if (rule.adam) put_four(second + k, square);
+    if (rule.adam) put_four(second() + k, square);
   }
 
   __device__ __forceinline__ void update(const Optimizer<T>& rule, bool first_pass, bool last_pass) const {
@@ -405,7 +406,7 @@ struct Network {
       } else if (k < s.idle) {
         slope = constant_deltas[k - s.constant_biases];
       }
-      if (complete(k, slope, first_pass, last_pass)) moved(k, slope, rule, first[k], second[k]);
+      if (complete(k, slope, first_pass, last_pass)) moved(k, slope, rule, first[k], second()[k]);
     }
     __syncthreads();
   }
@@ -423,7 +424,7 @@ struct Network {
       if (from < end && thread < gathers()) next = gathered(batch, thread);
     };
     ask(span.from, min(span.from + span.batch_size, span.to));
-    int64_t number = (span.from - span.begin) / span.batch_size;
+    int number = int((span.from - span.begin) / span.batch_size);
     for (int64_t start = span.from; start < span.to; start += span.batch_size, ++number) {
       const int64_t end = min(start + span.batch_size, span.to);
       const Pace pace = turn.paces[number];
@@ -533,16 +534,10 @@ __global__ void __launch_bounds__(most_threads<T, SCORED>, 1)
   if constexpr (SCORED) {
     view = {me.state + 3 * entries, choice_room(std::bool_constant<SCORED>())};
   }
-  const Network<T, SCORED> net{shape,   near_net ? words : me.image,
-                       training, rules, work,
-                       deltas,  targets,
-                       sums,    constants,
-                       constant_deltas, values,
-                       moments, moments + entries,
-                       me.gradients, view, lanes,
-                       __ffs(shape.chunks) - 1, thread,
-                       threads, thread % warp_lanes,
-                       thread / warp_lanes, threads / warp_lanes};
+  const Network<T, SCORED> net{shape, near_net ? words : me.image, training, rules, work, deltas, targets, sums,
+                               constants, constant_deltas, values, moments, me.gradients, view, lanes,
+                               __ffs(shape.chunks) - 1, thread, threads, thread % warp_lanes, thread / warp_lanes,
+                               threads / warp_lanes};
   const Turn& turn = turns[members[blockIdx.x]];
   net.train(me, turn, span);
   if (SCORED && span.evaluate) net.choose(turn.ends);
