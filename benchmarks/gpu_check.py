@@ -21,7 +21,14 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_checks_sparse, gpu_goals, gpu_goals_sparse
+from lotterykit.bench import (
+    gpu_checks,
+    gpu_checks_replicas,
+    gpu_checks_sparse,
+    gpu_goals,
+    gpu_goals_replicas,
+    gpu_goals_sparse,
+)
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -32,8 +39,10 @@ STAGES: dict[str, tuple[str, float]] = {
     "ceilings": ("reference", 60),
     "check-masked_linear": ("triton", 150),
     "check-topk_mask": ("cuda", 60),
+    "check-replicas": ("cuda", 60),
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
+    "replicas": ("cuda", 90),
     "check-spmm": ("cuda", 60),
     "check-sddmm": ("cuda", 60),
     "spmm": ("cuda", 60),
@@ -46,6 +55,7 @@ STAGES: dict[str, tuple[str, float]] = {
 CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
     "check-topk_mask": gpu_checks.check_topk_mask,
+    "check-replicas": gpu_checks_replicas.check_replicas,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
     "check-spmm": gpu_checks_sparse.check_spmm,
@@ -55,11 +65,12 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
+    "replicas": gpu_goals_replicas.time_replicas,
     "spmm": gpu_goals_sparse.time_spmm,
     "sddmm": gpu_goals_sparse.time_sddmm,
     "spmm-densities": gpu_goals_sparse.time_spmm_densities,
 }
-VERDICTS = (gpu_goals.verdicts, gpu_goals_sparse.verdicts)
+VERDICTS = (gpu_goals.verdicts, gpu_goals_replicas.verdicts, gpu_goals_sparse.verdicts)
 
 
 def main() -> int:

@@ -46,6 +46,7 @@ def run(
     store: Path = Path("runs.sqlite"),
     workers: int | None = None,
     executor: str = "local",
+    device: str = "cpu",
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
     """Run the cells of a TOML file, of flags, or of both (flags win); finished cells are never run again.
@@ -62,6 +63,8 @@ def run(
         Worker processes; one a core by default.
     executor
         local (worker processes) or inline (this process).
+    device
+        Where networks train: cpu, cuda or cuda:1.
     """
     from lotterykit.experiments.display import execute
     from lotterykit.experiments.grid import Grid, load_toml
@@ -75,7 +78,7 @@ def run(
         raise ArgumentError("nothing to run: give a TOML file, or at least --task, --method and --density")
     seeds = base.seeds if seeds is None else seeds
     whole = Grid(spec=base.spec, grid={**base.grid, **fields}, seeds=seeds, oracle=oracle and base.oracle)
-    return execute(Sweep.of(whole.cells(), runner=runner), store, workers, executor)
+    return execute(Sweep.of(whole.cells(), runner=runner, device=device), store, workers, executor)
 
 
 @sweep.command
@@ -84,6 +87,7 @@ def resume(
     *,
     workers: int | None = None,
     executor: str = "local",
+    device: str = "cpu",
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
     """Go on with every sweep that was started on STORE: run what is missing, failed or damaged."""
@@ -95,7 +99,7 @@ def resume(
         cells = opened.planned()
     if not cells:
         raise ArgumentError(f"{store}: no sweep was ever started on it")
-    return execute(Sweep.of(cells, runner=runner), store, workers, executor)
+    return execute(Sweep.of(cells, runner=runner, device=device), store, workers, executor)
 
 
 @sweep.command
@@ -159,6 +163,7 @@ def reproduce(
     store: Path | None = None,
     out: Path | None = None,
     workers: int | None = None,
+    device: str = "cpu",
     dry_run: bool = False,
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
@@ -178,6 +183,8 @@ def reproduce(
         Folder of the report; plant-n-seek by default.
     workers
         Worker processes; one a core by default.
+    device
+        Where networks train: cpu, cuda or cuda:1.
     dry_run
         Only forecast time and memory.
     """
@@ -195,11 +202,12 @@ def reproduce(
     names = figure_names(figure)
     cells = paper.quick() if quick else paper.cells(names or None)
     flags = {"figure": ",".join(map(str, names)), "store": store, "out": out, "workers": workers}
+    flags |= {} if device == "cpu" else {"device": device}
     given = (f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value)
     again = " ".join(["lotterykit reproduce", study, *["--quick"] * quick, *given])
     store, out = store or Path(f"{study}.sqlite"), out or Path(study)
     what = "quick" if quick else f"figures {', '.join(map(str, names or paper.STUDY))}"
-    whole = Sweep.of(cells, runner=runner)
+    whole = Sweep.of(cells, runner=runner, device=device)
     if dry_run:
         print(whole.forecast(workers=workers, store=store))
         return 0

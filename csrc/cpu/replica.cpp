@@ -120,9 +120,7 @@ namespace plain {
 template <typename T>
 struct Compaction {
   Replica<T>& net;
-  std::vector<std::vector<uint8_t>> fed, heard;       // by layer of neurons: reached by an input; reaching an output
-  std::vector<std::vector<int32_t>> live, constant;   // the neurons of each layer
-  std::vector<std::vector<int32_t>> place;            // of a neuron among the live or the constant ones
+  LiveNeurons neurons;
   std::vector<uint8_t> placed;
   std::vector<uint8_t> kept;
 
@@ -131,34 +129,6 @@ struct Compaction {
   bool is_kept(int64_t at) const {
     return net.full.pruned == nullptr || net.scored != nullptr || !net.full.pruned[at];
   }
-
-  void classify() {
-    const int64_t d = depth();
-    fed.resize(d + 1), heard.resize(d + 1), live.resize(d + 1), constant.resize(d + 1), place.resize(d + 1);
-    for (int64_t l = 0; l <= d; ++l) {
-      fed[l].assign(net.widths[l], l == 0);
-      heard[l].assign(net.widths[l], l == d);
-    }
-    for (int64_t l = 0; l < d; ++l)
-      for (int64_t o = 0; o < net.widths[l + 1]; ++o)
-        for (int64_t i = 0; i < net.widths[l] && !fed[l + 1][o]; ++i)
-          fed[l + 1][o] = fed[l][i] && is_kept(weight_at(l, o, i));
-    for (int64_t l = d - 1; l >= 0; --l)
-      for (int64_t o = 0; o < net.widths[l + 1]; ++o)
-        for (int64_t i = 0; heard[l + 1][o] && i < net.widths[l]; ++i)
-          if (is_kept(weight_at(l, o, i))) heard[l][i] = 1;
-    for (int64_t l = 0; l <= d; ++l) {
-      place[l].assign(net.widths[l], -1);
-      for (int64_t j = 0; j < net.widths[l]; ++j) {
-        if (!heard[l][j]) continue;
-        auto& kind = fed[l][j] || l == d ? live[l] : constant[l];
-        place[l][j] = int32_t(kind.size());
-        kind.push_back(int32_t(j));
-      }
-    }
-  }
-
-  bool is_live(int64_t l, int64_t j) const { return heard[l][j] && (fed[l][j] || l == depth()); }
 
   // Appends an entry of the full buffers, or padding (-1).
   int64_t append(int64_t at) {
@@ -174,12 +144,12 @@ struct Compaction {
 
   void add_layer(int64_t l) {
     LiveLayer layer{};
-    layer.in = int64_t(live[l].size()), layer.out = int64_t(live[l + 1].size());
-    layer.constants = int64_t(constant[l + 1].size());
+    layer.in = int64_t(neurons.live[l].size()), layer.out = int64_t(neurons.live[l + 1].size());
+    layer.constants = int64_t(neurons.constant[l + 1].size());
     layer.stride = padded(layer.in);
     int64_t nnz = 0;
-    for (const int32_t o : live[l + 1])
-      for (const int32_t i : live[l]) nnz += is_kept(weight_at(l, o, i));
+    for (const int32_t o : neurons.live[l + 1])
+      for (const int32_t i : neurons.live[l]) nnz += is_kept(weight_at(l, o, i));
     layer.dense = net.scored != nullptr ||
                   (nnz > 0 && double(nnz) >= dense_above * double(layer.stride) * double(layer.out));
     layer.weights = int64_t(net.origin.size());
@@ -189,7 +159,7 @@ struct Compaction {
       add_sparse(layer, l);
     align();
     layer.biases = int64_t(net.origin.size());
-    for (const int32_t o : live[l + 1]) append(net.full.biases[l] + o);
+    for (const int32_t o : neurons.live[l + 1]) append(net.full.biases[l] + o);
     align();
     add_constants(layer, l);
     align();
@@ -197,20 +167,20 @@ struct Compaction {
   }
 
   void add_dense(const LiveLayer& layer, int64_t l) {
-    for (const int32_t o : live[l + 1]) {
-      for (const int32_t i : live[l]) append(weight_at(l, o, i));
+    for (const int32_t o : neurons.live[l + 1]) {
+      for (const int32_t i : neurons.live[l]) append(weight_at(l, o, i));
       for (int64_t i = layer.in; i < layer.stride; ++i) append(-1);
     }
   }
 
   void add_sparse(LiveLayer& layer, int64_t l) {
     layer.row_offsets.push_back(0);
-    for (const int32_t o : live[l + 1]) {
-      for (const int32_t i : live[l])
+    for (const int32_t o : neurons.live[l + 1]) {
+      for (const int32_t i : neurons.live[l])
         if (is_kept(weight_at(l, o, i))) {
           append(weight_at(l, o, i));
-          layer.rows.push_back(place[l + 1][o]);
-          layer.columns.push_back(place[l][i]);
+          layer.rows.push_back(neurons.place[l + 1][o]);
+          layer.columns.push_back(neurons.place[l][i]);
         }
       layer.row_offsets.push_back(int32_t(layer.columns.size()));
     }
@@ -229,17 +199,17 @@ struct Compaction {
 
   void add_constants(LiveLayer& layer, int64_t l) {
     for (int64_t o = 0; o < net.widths[l + 1]; ++o) {
-      if (!heard[l + 1][o]) continue;
-      for (const int32_t i : constant[l])
+      if (!neurons.heard[l + 1][o]) continue;
+      for (const int32_t i : neurons.constant[l])
         if (is_kept(weight_at(l, o, i))) {
-          const bool to_constant = !is_live(l + 1, o);
-          layer.edges.push_back({place[l][i], place[l + 1][o], to_constant, append(weight_at(l, o, i))});
+          const bool to_constant = !neurons.is_live(l + 1, o);
+          layer.edges.push_back({neurons.place[l][i], neurons.place[l + 1][o], to_constant, append(weight_at(l, o, i))});
           layer.fed_by_constants |= !to_constant;
         }
     }
     align();
     layer.constant_biases = int64_t(net.origin.size());
-    for (const int32_t o : constant[l + 1]) append(net.full.biases[l] + o);
+    for (const int32_t o : neurons.constant[l + 1]) append(net.full.biases[l] + o);
   }
 
   // Kept entries without a gradient that move all the same: by weight decay, or by what their moments hold.
@@ -254,8 +224,9 @@ struct Compaction {
   void run() {
     const int64_t d = depth();
     placed.assign(net.full.biases[d - 1] + net.widths[d], 0);
-    classify();
-    net.inputs = live[0];
+    neurons = live_neurons(net.widths,
+                           [&](int64_t l, int64_t o, int64_t i) { return is_kept(weight_at(l, o, i)); });
+    net.inputs = neurons.live[0];
     for (int64_t l = 0; l < d; ++l) add_layer(l);
     for (int64_t l = 0; l < d && net.scored == nullptr; ++l) {
       add_idle(net.full.weights[l], net.widths[l] * net.widths[l + 1]);
@@ -281,7 +252,7 @@ template <typename T>
 Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& parameters, const Examples<T>& train_,
                     const Training& training_)
     : widths(widths_), full(parameters), training_data(train_), training(training_) {
-  Compaction<T>{*this, {}, {}, {}, {}, {}, {}, {}}.run();
+  Compaction<T>{*this, {}, {}, {}}.run();
 }
 
 template <typename T>
@@ -293,7 +264,7 @@ Replica<T>::Replica(const std::vector<int64_t>& widths_, const Parameters<T>& pa
       training(training_),
       full_scores(scores),
       scored(std::make_unique<ScoreState<T>>()) {
-  Compaction<T>{*this, {}, {}, {}, {}, {}, {}, {}}.run();
+  Compaction<T>{*this, {}, {}, {}}.run();
   for (Block<T>* block : {&scored->values, &scored->frozen, &scored->active}) block->grow(entries);
   for (int64_t k = 0; k < entries; ++k) scored->frozen[k] = values[k];
   for (size_t g = 0; g < full_scores.groups.size(); ++g) {

@@ -8,19 +8,10 @@
 #include <new>
 #include <vector>
 
+#include "../replica_network.h"
 #include "runtime.h"
 
 namespace lotterykit {
-
-enum class Loss { cross_entropy, mse };
-enum class Rule { adam, sgd };
-
-// The settings of a training that do not change from step to step; as torch.optim defines them.
-struct Training {
-  Loss loss;
-  Rule rule;
-  double beta1, beta2, eps, momentum, weight_decay;
-};
 
 // Examples x [n][inputs]; y [n] class numbers (int64, within the outputs) or [n][outputs] values.
 template <typename T>
@@ -30,34 +21,11 @@ struct Examples {
   int64_t n;
 };
 
-// The parameters of a network, tensor by tensor at `weights[l]` [out][in] and `biases[l]` [out]; `first` and
-// `second` are the optimizer's moments (SGD: momentum and nothing); `pruned` may be null. All of one layout.
-template <typename T>
-struct Parameters {
-  T *values, *first, *second;
-  const uint8_t* pruned;
-  std::vector<int64_t> weights, biases;
-};
-
-// Score training: the weights are frozen, scores choose among them. Addresses lie in the layout of Parameters,
-// whose `values` are then the frozen weights and whose moments are those of the scores.
-template <typename T>
-struct Scores {
-  T* values;
-  const uint8_t* active;  // scored, and not frozen by Gem-Miner
-  uint8_t* kept;          // written back: the masks in force
-  bool gem;               // keeps scores >= 1/2, projects to [0, 1]; else the highest |score|
-  double penalty;         // its L2 factor, doubled: the slope of penalty * ||p||^2
-  std::vector<std::vector<int64_t>> groups;  // tensors (2 l: weights of layer l, 2 l + 1: its biases) counted together
-  std::vector<uint64_t> seeds;               // of the ties of each group
-};
-
 // What one evaluation found: the mean loss, and the share of right classes (0 for values).
 struct Evaluation {
   double loss, accuracy;
 };
 
-constexpr int64_t every_active = -1, from_half = -2;  // Gem-Miner's counts: at the end, and on the way
 constexpr int64_t most_lanes = 32;  // examples side by side in an activation
 constexpr int64_t entry_align = 16;  // every block of the flat arrays starts on 64 bytes in float32
 

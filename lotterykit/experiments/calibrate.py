@@ -22,7 +22,7 @@ from lotterykit.experiments.forecast import (
     widths,
 )
 from lotterykit.experiments.spec import CellSpec
-from lotterykit.experiments.tasks import load_runner
+from lotterykit.experiments.tasks import device_of, load_runner
 
 MOST_STEPS = 30
 MOST_ROUNDS = 2
@@ -44,7 +44,7 @@ def calibrator(runner: str, threads: int) -> Callable[[Batch], Cost | None]:
         torch.set_num_threads(threads)
         try:
             cell, scoring = _cell_seconds(batch, run)
-            cost = Cost(_step_seconds(batch), cell, scoring)
+            cost = Cost(_step_seconds(batch, device_of(runner)), cell, scoring)
             return cost if isfinite(cost.step + cost.cell + cost.round) else None
         except Exception:
             return None
@@ -54,7 +54,7 @@ def calibrator(runner: str, threads: int) -> Callable[[Batch], Cost | None]:
     return calibrate
 
 
-def _step_seconds(batch: Batch) -> float:
+def _step_seconds(batch: Batch, device: str) -> float:
     """Seconds of a training step of the whole batch."""
     guess = sum(map(guess_step, batch))
     measured = list(batch)
@@ -62,14 +62,15 @@ def _step_seconds(batch: Batch) -> float:
         measured = [small(batch[0])]
     once = sum(map(guess_step, measured))
     count = max(2, min(MOST_STEPS, int(MOST_SECONDS / once)))
-    return _timed_steps(measured, count) * guess / once
+    return _timed_steps(measured, count, device) * guess / once
 
 
-def _timed_steps(batch: Batch, count: int) -> float:
+def _timed_steps(batch: Batch, count: int, device: str) -> float:
     import torch
 
+    from lotterykit.experiments.together import train_on
     from lotterykit.training.recipe import Recipe, Split
-    from lotterykit.training.replicas import RunSpec, train_replicas
+    from lotterykit.training.replicas import RunSpec
     from lotterykit.training.scored import ScoreTraining
 
     layers = widths(batch[0])
@@ -94,10 +95,10 @@ def _timed_steps(batch: Batch, count: int) -> float:
         return RunSpec(tuple(layers), split, recipe, masks=masks)
 
     def seconds(scored: bool) -> float:
-        train_replicas([spec(cell, 1, scored) for cell in batch])
+        train_on(device, [spec(cell, 1, scored) for cell in batch])
         specs = [spec(cell, count, scored) for cell in batch]
         began = time.perf_counter()
-        train_replicas(specs)
+        train_on(device, specs)
         return (time.perf_counter() - began) / count
 
     scoring = max(map(score_epochs, batch))

@@ -15,6 +15,7 @@ from lotterykit.experiments.forecast import say_seconds
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store, check_writable
 from lotterykit.experiments.sweep import Progress, Sweep
+from lotterykit.experiments.tasks import device_of
 
 SHOWN_FAILURES = 3
 MEASURING_SECONDS = 2.0  # of the forecast, until it says that it is at work
@@ -23,7 +24,7 @@ QUIET_SECONDS = 20.0  # between two lines where there is no terminal
 
 def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again: str | None = None) -> int:
     """Forecast, run, say what happened; the exit status. `again` is the command that goes on."""
-    again = again or resume_command(store)
+    again = again or resume_command(store, device_of(whole.runner))
     find_executor(executor)
     check_writable(store)
     measuring = threading.Timer(
@@ -67,9 +68,10 @@ def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again
     return 1 if result.failed else 0
 
 
-def resume_command(store: Path) -> str:
+def resume_command(store: Path, device: str = "cpu") -> str:
     """What goes on with the sweeps of `store`."""
-    return f"lotterykit sweep resume {shlex.quote(str(store))}"
+    on = "" if device == "cpu" else f" --device {device}"
+    return f"lotterykit sweep resume {shlex.quote(str(store))}{on}"
 
 
 def tell_damaged(store: Store, cells: list[CellSpec] | None = None, again: str | None = None) -> None:

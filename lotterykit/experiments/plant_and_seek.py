@@ -39,13 +39,14 @@ Weights = dict[str, Tensor]
 class Search:
     """One cell on its way: the weights it has, the masks so far, what each round left, and the optimizer's
     state where training goes on. `network` is what scores are computed on, made when first needed.
-    `curve` and `diverged` are of score training."""
+    `device` is where it trains. `curve` and `diverged` are of score training."""
 
     cell: CellSpec
     hidden: Hidden
     weights: Weights
     masks: Masks
     rounds: list[Round]
+    device: str
     network: nn.Module | None = None
     seconds: float = 0.0
     train_seconds: float = 0.0
@@ -55,8 +56,11 @@ class Search:
     diverged: bool = False
 
 
-def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None = None) -> list[dict]:
-    """A result row per cell, in order; `progress` is told the finished share of the batch, in [0, 1].
+def run_batch(
+    cells: list[CellSpec], *, progress: Callable[[float], None] | None = None, device: str = "cpu"
+) -> list[dict]:
+    """A result row per cell, in order; `progress` is told the finished share of the batch, in [0, 1];
+    networks train on `device`.
 
     The cells must share pipeline, task, depth, width and recipe (`spec.group` sees to it): they train
     side by side. Raises `ArgumentError` otherwise.
@@ -67,16 +71,16 @@ def run_batch(cells: list[CellSpec], *, progress: Callable[[float], None] | None
     if len(shapes) > 1:
         raise ArgumentError(f"the cells of a batch must share shape and recipe, got {len(shapes)} kinds")
     with one_thread():  # rows must not depend on how many threads a worker has
-        return _run(cells, _counter(cells, progress))
+        return _run(cells, _counter(cells, progress), device)
 
 
-def _run(cells: list[CellSpec], done: Callable[[int], None]) -> list[dict]:
+def _run(cells: list[CellSpec], done: Callable[[int], None], device: str) -> list[dict]:
     mothers, evaluator = Mothers(), Evaluator()
     searches = []
     for cell in cells:
         hidden = mothers.hide(cell)
         dense = {n: torch.ones_like(w, dtype=torch.bool) for n, w in hidden.weights.items() if w.dim() == 2}
-        searches.append(Search(cell, hidden, hidden.weights, Masks(dense), []))
+        searches.append(Search(cell, hidden, hidden.weights, Masks(dense), [], device))
     looking = [search for search in searches if _shots(search.cell)]
     if looking:
         multi_shot(looking, done)
@@ -101,6 +105,7 @@ def _run(cells: list[CellSpec], done: Callable[[int], None]) -> list[dict]:
             curve=r.curve,
             search_curve=s.curve,
             diverged=s.diverged,
+            device=device,
             times={"plant": s.hidden.seconds / s.hidden.cells, "score": s.seconds, "train": s.train_seconds},
         )
         for s, b, a, r in zip(searches, before, after, results, strict=True)
@@ -185,7 +190,7 @@ def edge_popup(searches: list[Search], done: Callable[[int], None]) -> None:
             RunSpec(hidden.layers, hidden.split, recipe, weights=search.weights, seed=seed, scores=training)
         )
     began = time.perf_counter()
-    results = train_once(specs, done)
+    results = train_once(specs, done, searches[0].device)
     share = (time.perf_counter() - began) / len(searches)
     for search, result in zip(searches, results, strict=True):
         search.masks = Masks({name: result.masks[name] for name in search.masks})
@@ -216,7 +221,7 @@ def _train(
             )
         )
     began = time.perf_counter()
-    results = train_once(specs, done)
+    results = train_once(specs, done, searches[0].device)
     share = (time.perf_counter() - began) / max(1, len(searches))
     for search in searches:
         search.train_seconds += share

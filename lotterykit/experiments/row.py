@@ -34,13 +34,15 @@ def result_row(
     curve: Sequence[dict[str, float]],
     search_curve: Sequence[dict[str, float]] | None,
     diverged: bool,
+    device: str,
     times: dict[str, float],
 ) -> dict[str, Any]:
     """The row of `cell`, which found `masks` where `hidden` tells what was planted.
 
     metrics: {"before", "after"} training; rounds: what each scoring round left; samples: how many were
     scored; weights: by name, before and after training; curve: test metrics after each epoch,
-    search_curve those of score training, None without; diverged: whether its scores did; times: seconds.
+    search_curve those of score training, None without; diverged: whether its scores did; device: where it
+    trained; times: seconds.
     """
     truth, kept = hidden.planted, masks.weights()
     live = kept.live()
@@ -50,7 +52,7 @@ def result_row(
         "key": cell.key(),
         "spec": cell.model_dump(mode="json"),
         "results_version": RESULTS_VERSION,
-        "versions": versions(),
+        "versions": versions(device),
         "metrics": metrics,
         "density": kept.density(),
         "truth_density": hidden.density,
@@ -103,9 +105,10 @@ def finite(values: dict[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-def versions() -> dict[str, str]:
-    """What the numbers of a row were computed with."""
-    return {
+def versions(device: str) -> dict[str, str]:
+    """What the numbers of a row were computed with; the CUDA device only where networks trained on one."""
+    trained = {} if device == "cpu" else {"cuda": torch.cuda.get_device_name(device)}
+    return trained | {
         "lotterykit": lotterykit.__version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,

@@ -16,7 +16,7 @@ from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.schema import check_path
 from lotterykit.experiments.spec import BATCH, CellSpec, group
 from lotterykit.experiments.store import Store
-from lotterykit.experiments.tasks import Failed, Rows
+from lotterykit.experiments.tasks import Failed, Rows, runner_on
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 REPORT_SECONDS = 0.2  # between two calls of `progress`
@@ -61,7 +61,8 @@ class Sweep:
     """All cells of a grid. `spec` holds the fields they share, `grid` lists for those that vary.
 
     `seeds` is a count or a list; every seed and setting also gets its ground-truth row unless `oracle` is
-    false. `runner` names the function that computes a batch. Raises `ArgumentError`.
+    false. `runner` names the function that computes a batch, `device` where networks train ("cpu", "cuda",
+    "cuda:1"); all else is computed on the CPU. Raises `ArgumentError`.
 
     >>> len(Sweep({"task": "relu"}, {"method": ["snip", "random"], "density": [0.1, "truth"]}, seeds=2).cells)
     10
@@ -75,16 +76,17 @@ class Sweep:
         *,
         oracle: bool = True,
         runner: str = RUNNER,
+        device: str = "cpu",
     ) -> None:
         fields = spec.model_dump(exclude_unset=True) if isinstance(spec, CellSpec) else dict(spec or {})
         self.cells = Grid(spec=fields, grid=dict(grid or {}), seeds=seeds, oracle=oracle).cells()
-        self.runner = runner
+        self.runner = runner_on(runner, device)
 
     @classmethod
-    def of(cls, cells: Iterable[CellSpec], *, runner: str = RUNNER) -> Sweep:
+    def of(cls, cells: Iterable[CellSpec], *, runner: str = RUNNER, device: str = "cpu") -> Sweep:
         """A sweep over exactly `cells`, each once."""
         sweep = cls.__new__(cls)
-        sweep.cells, sweep.runner = list(dict.fromkeys(cells)), runner
+        sweep.cells, sweep.runner = list(dict.fromkeys(cells)), runner_on(runner, device)
         return sweep
 
     def forecast(self, *, workers: int | None = None, store: str | Path | None = None) -> Forecast:
@@ -223,7 +225,7 @@ def _check(cells: list[CellSpec], runner: str) -> None:
     """Raises `ArgumentError` for cells that could only fail: a target wider than its mother."""
     if not cells:
         raise ArgumentError("the sweep has no cell")
-    if runner != RUNNER:
+    if runner.partition("@")[0] != RUNNER:
         return
     from lotterykit.planting.targets import TARGETS
 

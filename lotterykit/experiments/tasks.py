@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import signal
 from collections.abc import Callable
@@ -51,11 +52,33 @@ class Report(Protocol):
         """How much, in [0, 1], of each running batch is done."""
 
 
+def runner_on(runner: str, device: str) -> str:
+    """The name of a runner that trains on `device`: "package.module:function", with "@device" unless that is
+    the CPU. Raises `ArgumentError` where torch sees no such device."""
+    if device == "cpu":
+        return runner
+    import torch
+
+    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
+        raise ArgumentError(f"device must be 'cpu', 'cuda' or 'cuda:<number>', got {device!r}")
+    if int(device[5:] or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise ArgumentError(f"device {device!r} was asked for, but torch sees {seen} CUDA device(s)")
+    return f"{runner}@{device}"
+
+
+def device_of(runner: str) -> str:
+    """Where a runner of this name trains."""
+    return runner.partition("@")[2] or "cpu"
+
+
 def load_runner(name: str) -> Runner:
-    """The function "package.module:function". Raises `ArgumentError` where there is none."""
-    module, _, function = name.partition(":")
+    """The function that `runner_on` names. Raises `ArgumentError` where there is none."""
+    place, _, device = name.partition("@")
+    module, _, function = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
+        return functools.partial(found, device=device) if device else found
     except (ImportError, AttributeError, ValueError) as error:
         raise ArgumentError(f"no runner {name!r}: {error}") from None
 

@@ -7,26 +7,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from lotterykit.ops.dispatch import use_backend
 from lotterykit.training.recipe import Split
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
 
 ROWS = 1024  # evaluated at once: two layers of 100 neurons then stay in a core's cache
 
 
-def train_once(specs: Sequence[RunSpec], progress: Callable[[int], None]) -> list[RunResult]:
-    """`train_replicas` with specs that say the same thing trained once: they share a result, which must not
+def train_once(
+    specs: Sequence[RunSpec], progress: Callable[[int], None], device: str = "cpu"
+) -> list[RunResult]:
+    """`train_on` with specs that say the same thing trained once: they share a result, which must not
     be written to. `progress` counts the epochs of all."""
     first: dict[object, int] = {}
     places = [first.setdefault(_identity(spec), i) for i, spec in enumerate(specs)]
     shares = {i: places.count(i) for i in first.values()}
     unique = list(shares)
-    found = dict(zip(unique, train_replicas([specs[i] for i in unique], progress=progress), strict=True))
+    found = dict(zip(unique, train_on(device, [specs[i] for i in unique], progress=progress), strict=True))
     progress(sum((shares[i] - 1) * specs[i].recipe.epochs for i in unique))
     return [found[i] for i in places]
+
+
+def train_on(
+    device: str, specs: Sequence[RunSpec], *, progress: Callable[[int], None] | None = None
+) -> list[RunResult]:
+    """`train_replicas` on `device`, by the CUDA trainer where that is a CUDA device."""
+    ops = ["train_replicas", "train_scores"]
+    with use_backend("cuda", ops=ops) if device != "cpu" else nullcontext():
+        return train_replicas(specs, device=device, progress=progress)
 
 
 def _identity(spec: RunSpec) -> object:

@@ -94,6 +94,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         op="train_replicas",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.cuda:CudaBatch",
+        evidence=None,
+    ),
+    Route(
+        op="train_replicas",
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),
@@ -106,6 +114,14 @@ ROUTES: tuple[Route, ...] = (
         device="any",
         kernel="lotterykit.training.batched:TorchBatch",
         evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="train_scores",
+        backend="cuda",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.training.cuda:CudaScoreBatch",
+        evidence=None,
     ),
     Route(
         op="train_scores",

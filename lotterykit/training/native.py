@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,12 +38,10 @@ class NativeBatch:
 
     def __init__(self, specs: Sequence[RunSpec], device: torch.device, *, isa: str = "best") -> None:
         self.specs, self.isa = specs, isa
-        dtype = specs[0].dtype
-        module = native()
-        self.replicas = module.Replicas_float64() if dtype == torch.float64 else module.Replicas_float32()
-        # Native code keeps addresses only: these hold the memory.
+        self.replicas = self._engine(device)
+        # Native code keeps addresses only: these hold the memory. The training split, then the tests.
         self.data = [
-            [[ready(t.cpu()) for t in pair] for pair in ((spec.data.x_train, spec.data.y_train), *spec.tests)]
+            [self._ready(pair) for pair in ((spec.data.x_train, spec.data.y_train), *spec.tests)]
             for spec in specs
         ]
         self.values: list[Tensor] = []
@@ -51,6 +50,16 @@ class NativeBatch:
         self.named: list[dict[str, Tensor]] = []
         for spec, data in zip(specs, self.data, strict=True):
             self._add(spec, data)
+
+    def _engine(self, device: torch.device) -> Any:
+        """The native object that takes the replicas."""
+        module = native()
+        wide = self.specs[0].dtype == torch.float64
+        return module.Replicas_float64() if wide else module.Replicas_float32()
+
+    def _ready(self, pair: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """x and y as native code reads them."""
+        return [ready(tensor.cpu()) for tensor in pair]
 
     def _add(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
         values, named, pruned = flat_parameters(spec)
@@ -67,7 +76,12 @@ class NativeBatch:
         self._hand_over(spec, data)
 
     def _hand_over(self, spec: RunSpec, data: list[list[Tensor]]) -> None:
-        self.replicas.add(*self._network(spec), *_data_and_settings(spec, data))
+        self.replicas.add(*self._network(spec), *self._given(spec, data))
+
+    def _given(self, spec: RunSpec, data: list[list[Tensor]]) -> tuple[Any, ...]:
+        """What the native object is told of data and recipe."""
+        train, *tests = ((x.data_ptr(), y.data_ptr(), len(x)) for x, y in data)
+        return train, tests, settings(spec.recipe)
 
     def _network(self, spec: RunSpec) -> tuple[list[int], list[int], list[list[int]]]:
         """Widths, addresses and starts of the tensors of the last replica added."""
@@ -97,13 +111,17 @@ class NativeBatch:
                 progress(len(self.specs))
         nothing = Stretch(0, 0, 0, evaluates=True, ends_epoch=False)
         last = evaluations[-1] if evaluations else self._run(nothing, per_epoch, before, final=True)
-        self.replicas.write_back(self.isa)
+        self._write_back()
         return [
             with_evaluations(
                 self._result(r, before[r] + limit), taken, [found[r] for found in evaluations], last[r]
             )
             for r in range(len(self.specs))
         ]
+
+    def _write_back(self) -> None:
+        """Bring what was trained to `values` and `moments`."""
+        self.replicas.write_back(self.isa)
 
     def _begin(self, epoch: int) -> None:
         """What score training does before an epoch; weights need nothing."""
@@ -124,8 +142,8 @@ class NativeBatch:
         n, size = len(self.specs[0].data.x_train), self.specs[0].recipe.batch_size
         epoch, first, count = stretch.epoch, stretch.first, stretch.last - stretch.first
         begin = first - epoch * per_epoch
-        orders = [_order(n, spec.seed, epoch) for spec in self.specs]
-        rates = [_rates(spec.recipe, first, count, per_epoch) for spec in self.specs]
+        orders = [order_of(n, spec.seed, epoch) for spec in self.specs]
+        rates = [rates_of(spec.recipe, first, count, per_epoch) for spec in self.specs]
         found = self.replicas.run(
             [o.data_ptr() for o in orders],
             begin * size,
@@ -140,7 +158,7 @@ class NativeBatch:
             self.isa,
         )
         return [
-            [_metrics(spec.recipe, *test) for test in tests]
+            [metrics_of(spec.recipe, *test) for test in tests]
             for spec, tests in zip(self.specs, found, strict=True)
         ]
 
@@ -173,8 +191,8 @@ class NativeScoreBatch(NativeBatch):
         scored = training.names(shapes)
         start = initial_scores(training, shapes, spec.seed, spec.dtype)
         for name in scored:
-            _part(scores, self.named[-1][name]).copy_(start[name])
-            _part(active, self.named[-1][name]).fill_(True)
+            part_of(scores, self.named[-1][name]).copy_(start[name])
+            part_of(active, self.named[-1][name]).fill_(True)
         self.scores.append(scores)
         self.active.append(active)
         self.kept.append(kept)
@@ -184,18 +202,22 @@ class NativeScoreBatch(NativeBatch):
             *self._network(spec),
             [scores.data_ptr(), active.data_ptr(), kept.data_ptr()],
             (training.method == "gem-miner", 2.0 * training.penalty, groups, seeds),
-            *_data_and_settings(spec, data),
+            *self._given(spec, data),
         )
+
+    def _read_back(self) -> None:
+        """Take up scores, moments and active entries that were changed."""
+        self.replicas.read_scores()
 
     def _begin(self, epoch: int) -> None:
         """Gem-Miner freezes down to the counts of the epoch."""
         gems = [r for r, training in enumerate(self.trainings) if training.method == "gem-miner"]
         if epoch == 0 or not gems:
             return
-        self.replicas.write_back(self.isa)
+        self._write_back()
         for r in gems:
             self._freeze(r, epoch)
-        self.replicas.read_scores()
+        self._read_back()
 
     def _freeze(self, r: int, epoch: int) -> None:
         spec, training, named = self.specs[r], self.trainings[r], self.named[r]
@@ -206,13 +228,13 @@ class NativeScoreBatch(NativeBatch):
         for number, group in enumerate(training.groups(len(names))):
             tensors = [named[names[i]] for i in group]
             chosen = topk_mask(
-                [_part(ranked, tensor) for tensor in tensors],
+                [part_of(ranked, tensor) for tensor in tensors],
                 k=counts[number],
                 seed=tie_seed(spec.seed, number),
-                within=[_part(self.active[r], tensor) for tensor in tensors],
+                within=[part_of(self.active[r], tensor) for tensor in tensors],
             )
             for tensor, mask in zip(tensors, chosen, strict=True):
-                _part(self.active[r], tensor).copy_(mask)
+                part_of(self.active[r], tensor).copy_(mask)
         for values in (self.scores[r], *self.moments[r]):
             values.masked_fill_(~self.active[r], 0.0)
 
@@ -229,36 +251,33 @@ class NativeScoreBatch(NativeBatch):
     def _result(self, r: int, step: int) -> RunResult:
         named, masks = self.named[r], dict(self.specs[r].masks or {})
         scored = self.trainings[r].names({name: tensor.shape for name, tensor in named.items()})
-        masks |= {name: _part(self.kept[r], named[name]).clone() for name in scored}
-        scores = {name: _part(self.scores[r], named[name]).clone() for name in scored}
+        masks |= {name: part_of(self.kept[r], named[name]).clone() for name in scored}
+        scores = {name: part_of(self.scores[r], named[name]).clone() for name in scored}
         weights = {name: tensor.clone() for name, tensor in named.items()}
         return RunResult(weights, {}, scores=scores, masks=masks)
 
 
-def _part(buffer: Tensor, tensor: Tensor) -> Tensor:
+def part_of(buffer: Tensor, tensor: Tensor) -> Tensor:
     """The view of `buffer` `[S]` where `tensor`, itself a view of such a buffer, stands."""
     return buffer.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def _data_and_settings(spec: RunSpec, data: list[list[Tensor]]) -> tuple[tuple, list[tuple], tuple]:
-    recipe = spec.recipe
-    train, *tests = ((x.data_ptr(), y.data_ptr(), len(x)) for x, y in data)
+def settings(recipe: Recipe) -> tuple[int, int, float, float, float, float, float]:
+    """The loss and the optimizer as native code takes them."""
     return (
-        train,
-        tests,
-        (LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
-         recipe.momentum, recipe.weight_decay),
+        LOSSES.index(recipe.loss), OPTIMIZERS.index(recipe.optimizer), *recipe.betas, recipe.eps,
+        recipe.momentum, recipe.weight_decay,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _order(n: int, seed: int, epoch: int) -> Tensor:
+def order_of(n: int, seed: int, epoch: int) -> Tensor:
     """`batch_order`, which all methods and densities of a seed share."""
     return batch_order(n, seed, epoch)
 
 
 @functools.lru_cache(maxsize=256)
-def _rates(recipe: Recipe, first: int, count: int, per_epoch: int) -> Tensor:
+def rates_of(recipe: Recipe, first: int, count: int, per_epoch: int) -> Tensor:
     """The learning rates `[count]` of the steps from `first` on."""
     rates = [recipe.learning_rate(step, per_epoch) for step in range(first, first + count)]
     return torch.tensor(rates, dtype=torch.float64)
@@ -268,7 +287,7 @@ def _steps_before(spec: RunSpec) -> int:
     return 0 if spec.optimizer is None else int(spec.optimizer.get("step", torch.zeros(())))
 
 
-def _metrics(recipe: Recipe, loss: float, accuracy: float) -> dict[str, float]:
+def metrics_of(recipe: Recipe, loss: float, accuracy: float) -> dict[str, float]:
     return (
         {"loss": loss, "accuracy": accuracy}
         if recipe.loss == "cross_entropy"

@@ -99,10 +99,16 @@ def train_replicas(
     reference runs specs of one shape and recipe in batches of 16 on one thread. A replica's result depends
     on its spec alone, bitwise, per engine and instruction set. `steps` stops early; `progress` is called
     after each epoch with the number of replica-epochs it finished.
-    Raises `ArgumentError` on weights, masks or data that do not fit the layers.
+    Raises `ArgumentError` on weights, masks or data that do not fit the layers, and where there is no such
+    device.
     """
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
         raise ArgumentError(f"steps must be None or an int of at least 0, got {steps!r}")
+    wanted, there = torch.device(device), torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise ArgumentError(
+            f"device {str(device)!r} was asked for, but torch sees {there or 'no'} CUDA device(s)"
+        )
     groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)

@@ -67,7 +67,7 @@ def test_nothing_dear_is_ever_measured(monkeypatch, dear):
     """By the guess, of which test_forecast asserts no more than the order."""
     seen = []
 
-    def timed(batch, count):
+    def timed(batch, count, device):
         seen.append(sum(map(guess_step, batch)) * (count + 1))
         assert all(cell.batch_size * count * cell.width < 1e9 for cell in batch if cell.samples > 10**6)
         return sum(map(guess_step, batch))

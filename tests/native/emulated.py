@@ -49,7 +49,7 @@ def build(folder: Path, cxx: Sequence[str], pybind11: str, flags: Sequence[str] 
     write_headers(folder)
     common = [*cxx, *FLAGS, *flags]
     objects, running = [], []
-    for source in (NATIVE / "cuda_emulator.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cu"))):
+    for source in (NATIVE / "cuda_emulator.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.c*"))):
         objects.append(str(folder / f"{source.name}.o"))
         words = [*common, f"-I{folder}", "-x", "c++", "-c", str(source), "-o", objects[-1]]
         running.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))

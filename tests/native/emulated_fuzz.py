@@ -12,15 +12,18 @@ import argparse
 import random
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in ("", "tests/native", "tests/ops"):
+for folder in ("", "tests/native", "tests/ops", "tests/training"):
     sys.path.insert(0, str(ROOT / folder))
 
 import emulated  # noqa: E402
+import replica_cases  # noqa: E402
 import sparse_cases  # noqa: E402
 from fenced import fenced  # noqa: E402
 
@@ -29,6 +32,8 @@ from lotterykit.ops.csr import CSR  # noqa: E402
 from lotterykit.ops.sddmm import sddmm_cuda  # noqa: E402
 from lotterykit.ops.spmm import spmm_cuda  # noqa: E402
 from lotterykit.ops.topk_mask import topk_mask_cuda  # noqa: E402
+from lotterykit.training.cuda import CudaBatch, CudaScoreBatch  # noqa: E402
+from lotterykit.training.recipe import Recipe  # noqa: E402
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -75,6 +80,33 @@ def selection(rng: random.Random, number: int) -> None:
     topk_mask_cuda(scores, k=rng.randint(0, sum(sizes)), seed=rng.randrange(2**31), within=within)
 
 
+def replicas(rng: random.Random) -> None:
+    """Networks of any shape and density, their state within reach of a block or not."""
+    rule = replica_cases.RULES[rng.choice(list(replica_cases.RULES))]
+    recipe = Recipe(rng.choice(["cross_entropy", "mse"]), epochs=2, batch_size=rng.randint(1, 80), **rule)
+    n, dtype = rng.randint(1, 70), rng.choice(DTYPES[:2])
+    runs = []
+    for _ in range(rng.randint(1, 3)):
+        layers = tuple(rng.choice([1, 2, 5, 33, 70]) for _ in range(rng.randint(2, 5)))
+        density, seed = rng.choice([0.0, 0.03, 0.2, 0.7, 1.0]), rng.randrange(2**31)
+        runs.append(
+            replica_cases.spec(
+                layers, recipe, density, seed=seed, n=n, dtype=dtype, biases=rng.random() < 0.5
+            )
+        )
+    engine = CudaBatch
+    if rng.random() < 0.3:
+        training = rng.choice([t for t in replica_cases.SCORINGS.values() if t.method == "edge-popup"])
+        engine = CudaScoreBatch
+        runs = [replace(run, masks=None, scores=training) for run in runs]
+    native = sys.modules["lotterykit._cuda"]
+    room = rng.choice([3, 30, 60, 227]) << 10
+    with mock.patch.object(native, "shared_memory", return_value=[room, room + 1024, 3]):
+        batch = engine(runs, torch.device("cpu"))
+    batch.steps = rng.choice([1, 2, batch.steps])
+    batch.train(rng.choice([None, 0, 3]), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("library", type=Path)
@@ -83,7 +115,11 @@ def main() -> None:
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
     module = emulated.load(given.library)
-    for name, run in (("sparse products", sparse_products), ("topk_mask", selection)):
+    for name, run in (
+        ("sparse products", sparse_products),
+        ("topk_mask", selection),
+        ("replicas", replicas),
+    ):
         refused = 0
         for number in range(given.cases):
             rng = random.Random(f"{given.seed} {number}")

@@ -6,13 +6,12 @@ import signal
 import threading
 import time
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+from replica_cases import RULES, SCORINGS, SGD_SCORES, assert_same, scored, spec
 
 from lotterykit.errors import ArgumentError
-from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.training.batched import TorchBatch
@@ -24,15 +23,6 @@ from lotterykit.training.scored import ScoreTraining
 pytestmark = pytest.mark.skipif(dispatch.missing("cpu") is not None, reason="lotterykit._cpu is not built")
 
 ISAS = ("plain", "avx2", "avx512")
-RULES = {
-    "adam": {},
-    "adam decay step": {"weight_decay": 1e-2, "schedule": "step", "milestones": (1, 2)},
-    "adam warm-up": {"schedule": "step", "milestones": (30,), "milestone_unit": "steps", "warmup": 20},
-    "sgd": {"optimizer": "sgd", "lr": 0.05},
-    "sgd momentum decay cosine": {
-        "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2, "schedule": "cosine",
-    },
-}  # fmt: skip
 
 
 def levels() -> list[str]:
@@ -51,45 +41,6 @@ def native_scores(specs: list[RunSpec], isa: str = "best"):
     from lotterykit.training.native import NativeScoreBatch
 
     return NativeScoreBatch(specs, torch.device("cpu"), isa=isa)
-
-
-def spec(
-    layers: tuple[int, ...],
-    recipe: Recipe,
-    density: float,
-    *,
-    seed: int = 0,
-    n: int = 120,
-    dtype: torch.dtype = torch.float64,
-    biases: bool = False,
-) -> RunSpec:
-    """Random data, weights and masks; the pruned entries of the weights hold infinities."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n + 30, layers[0], generator=g, dtype=torch.float64).to(dtype)
-    if recipe.loss == "mse":
-        y = torch.randn(n + 30, layers[-1], generator=g, dtype=torch.float64).to(dtype)
-    else:
-        y = torch.randint(0, layers[-1], (n + 30,), generator=g)
-    weights = mlp(list(layers), seed=seed, dtype=dtype).state_dict()
-    masks = {
-        k: torch.rand(w.shape, generator=g) < density for k, w in weights.items() if biases or w.dim() == 2
-    }
-    weights = {k: torch.where(masks[k], w, torch.inf) if k in masks else w for k, w in weights.items()}
-    return RunSpec(layers, Split(x[:n], y[:n], x[n:], y[n:]), recipe, weights=weights, masks=masks, seed=seed)
-
-
-def assert_same(ours: list, theirs: list, bound: float) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        assert len(a.curve) == len(b.curve)
-        for one, other in zip([a.metrics, *a.curve], [b.metrics, *b.curve], strict=True):
-            assert one == pytest.approx(other, rel=max(bound, 1e-6), abs=1e-9)
-        assert set(a.optimizer) == set(b.optimizer)
-        for name, value in b.weights.items():
-            scale = float(value.abs().max()) or 1.0
-            assert float((a.weights[name] - value).abs().max()) <= bound * scale, name
-        for key, value in b.optimizer.items():
-            scale = float(value.abs().max()) or 1.0
-            assert float((a.optimizer[key] - value).abs().max()) <= 10 * bound * scale, key
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -245,34 +196,6 @@ def test_classes_out_of_range(label: int) -> None:
     run.data.y_train[7] = label
     with pytest.raises(ArgumentError, match=r"y_train must hold classes in \[0, 4\)"):
         train_replicas([run])
-
-
-def scored(
-    training: ScoreTraining, recipe: Recipe, seed: int, *, ties: bool = False, **kwargs: Any
-) -> RunSpec:
-    """A network whose scores are trained; `ties`: scores of few values, zeros and both signs."""
-    run = replace(spec((3, 23, 18, 4), recipe, 1.0, seed=seed, **kwargs), masks=None, scores=training)
-    if not ties:
-        return run
-    g = torch.Generator().manual_seed(seed)
-    low = 0 if training.method == "gem-miner" else -2
-    names = training.names({k: w.shape for k, w in (run.weights or {}).items()})
-    start = {k: torch.randint(low, 3, run.weights[k].shape, generator=g).to(run.dtype) / 2 for k in names}
-    return replace(run, scores=replace(training, start=start))
-
-
-SGD_SCORES = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
-SCORINGS = {
-    "layer": ScoreTraining(density=0.3),
-    "global": ScoreTraining(density=0.05, scope="global"),
-    "biases": ScoreTraining(density=0.4, bias=True),
-    "annealed": ScoreTraining(density=0.02, anneal=True, scope="global", bias=True),
-    "all": ScoreTraining(density=1.0),
-    "none": ScoreTraining(density=1e-6),
-    "gem": ScoreTraining("gem-miner", density=0.1, penalty=1e-3, freeze_every=2),
-    "gem layer": ScoreTraining("gem-miner", density=0.3, scope="layer", freeze_every=1, bias=True),
-    "gem zero": ScoreTraining("gem-miner"),
-}
 
 
 @pytest.mark.parametrize("name", SCORINGS)
