@@ -72,7 +72,7 @@ def test_forcing_lifts_the_density_band_and_nothing_else():
 @pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.op}-{r.backend}")
 def test_evidence_is_a_file_or_a_reason_and_a_row_without_any_serves_only_when_forced(route, monkeypatch):
     monkeypatch.setattr(dispatch, "missing", lambda backend: None)
-    call = Call(route.op, "cuda", torch.bfloat16, 0.1)
+    call = Call(route.op, "cuda", route.dtypes[-1] if route.dtypes else torch.bfloat16, 0.1)
     if route.evidence is None:
         wanted = f"not yet measured, so it must be asked for: use_backend('{route.backend}')"
         assert route.refusal(call) == wanted
