@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals
+from lotterykit.bench import gpu_checks, gpu_checks_products, gpu_goals, gpu_goals_products
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -34,18 +34,34 @@ STAGES: dict[str, tuple[str, float]] = {
     "check-topk_mask": ("cuda", 60),
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
+    "check-threshold": ("triton", 90),
+    "edge_popup": ("triton", 40),
+    "check-masked_conv2d": ("triton", 90),
+    "check-multi_tensor": ("triton", 30),
+    "gem_miner": ("triton", 20),
+    "masked_conv2d": ("triton", 40),
+    "masked_copies": ("triton", 20),
     "check-masked_linear-large": ("triton", 60),
+    "check-masked_conv2d-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
 }
 CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
     "check-topk_mask": gpu_checks.check_topk_mask,
+    "check-threshold": gpu_checks_products.check_threshold,
+    "check-masked_conv2d": gpu_checks_products.check_masked_conv2d,
+    "check-multi_tensor": gpu_checks_products.check_multi_tensor,
+    "check-masked_conv2d-large": gpu_checks_products.check_masked_conv2d_large,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
 }
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
+    "edge_popup": gpu_goals_products.time_edge_popup,
+    "gem_miner": gpu_goals_products.time_gem_miner,
+    "masked_conv2d": gpu_goals_products.time_masked_conv2d,
+    "masked_copies": gpu_goals_products.time_masked_copies,
 }
 
 
