@@ -116,11 +116,18 @@ def check_device(kernel: object, operand: Tensor) -> bool:
 
 
 def launch(
-    kernel: Any, grid: int, device: torch.device, values: dict[str, Any], warps: int, stages: int
+    kernel: Any,
+    grid: int | tuple[int, int],
+    device: torch.device,
+    values: dict[str, Any],
+    warps: int,
+    stages: int,
 ) -> None:
     """Start `kernel` on the current stream of `device`."""
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(grid,)](**values, num_warps=warps, num_stages=stages, maxnreg=MOST_REGISTERS)
+        kernel[(grid,) if isinstance(grid, int) else grid](
+            **values, num_warps=warps, num_stages=stages, maxnreg=MOST_REGISTERS
+        )
 
 
 def signed(word: int) -> int:

@@ -154,6 +154,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         op="synflow_scores",
+        backend="triton",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.kernels.synflow:PRODUCTS",
+        evidence=None,
+    ),
+    Route(
+        op="synflow_scores",
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),
@@ -166,6 +174,14 @@ ROUTES: tuple[Route, ...] = (
         device="any",
         kernel="lotterykit.ops.synflow_scores:synflow_scores_reference",
         evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="synflow_masks",
+        backend="triton",
+        device="cuda",
+        dtypes=(torch.float32, torch.float64),
+        kernel="lotterykit.kernels.synflow:PRODUCTS",
+        evidence=None,
     ),
     Route(
         op="synflow_masks",
@@ -197,6 +213,14 @@ ROUTES: tuple[Route, ...] = (
         device="any",
         kernel="lotterykit.ops.sparse_conv2d:sparse_conv2d_reference",
         evidence="plain torch, runs everywhere",
+    ),
+    Route(
+        op="match_neurons",
+        backend="triton",
+        device="cuda",
+        dtypes=(torch.float64,),
+        kernel="lotterykit.kernels.match_neurons:match",
+        evidence=None,
     ),
     Route(
         op="match_neurons",

@@ -1,42 +1,21 @@
 """The implicit GEMM of convolutions and threshold layers: interpreted against float64, and compiled ahead."""
 
-import json
-import os
 import re
-import secrets
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ahead_of_time import compile_kernel, resources
+from interpreted import assert_cases_pass, interpret
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 HERE = Path(__file__).parent
 
 
-def interpret(*arguments, check=True):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stderr[-4000:]
-    return done
-
-
 def test_interpreter_against_float64_beside_closed_pages():
-    seed = secrets.randbits(31)
-    out = interpret(str(HERE / "product_cases.py"), "200", str(seed)).stdout
-    result = json.loads(out.splitlines()[-1])
-    assert result["cases"] == 200
-    assert result["failures"] == [], f"seed {seed}"
+    assert_cases_pass("product_cases.py", 200)
 
 
 UNMASKED = """
