@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_checks_products, gpu_goals, gpu_goals_products
+from lotterykit.bench import gpu_checks, gpu_checks_products, gpu_goals, gpu_goals_products, gpu_synflow
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
 
@@ -41,6 +41,9 @@ STAGES: dict[str, tuple[str, float]] = {
     "gem_miner": ("triton", 20),
     "masked_conv2d": ("triton", 40),
     "masked_copies": ("triton", 20),
+    "check-synflow": ("triton", 30),
+    "synflow": ("triton", 60),
+    "check-match_neurons": ("triton", 30),
     "check-masked_linear-large": ("triton", 60),
     "check-masked_conv2d-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
@@ -51,6 +54,8 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-threshold": gpu_checks_products.check_threshold,
     "check-masked_conv2d": gpu_checks_products.check_masked_conv2d,
     "check-multi_tensor": gpu_checks_products.check_multi_tensor,
+    "check-synflow": gpu_synflow.check_synflow,
+    "check-match_neurons": gpu_synflow.check_match_neurons,
     "check-masked_conv2d-large": gpu_checks_products.check_masked_conv2d_large,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
@@ -58,6 +63,7 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
 TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "masked_linear": gpu_goals.time_masked_linear,
     "topk_mask": gpu_goals.time_topk_mask,
+    "synflow": gpu_synflow.time_synflow,
     "edge_popup": gpu_goals_products.time_edge_popup,
     "gem_miner": gpu_goals_products.time_gem_miner,
     "masked_conv2d": gpu_goals_products.time_masked_conv2d,

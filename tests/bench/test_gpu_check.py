@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals, gpu_goals_products
+from lotterykit.bench import gpu_checks, gpu_goals, gpu_goals_products, gpu_synflow
 from lotterykit.ops import dispatch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
@@ -106,6 +106,9 @@ checks.random.randrange = lambda n: 100 if n == 200_000 else 7
 assert checks.check_masked_conv2d(3, device="cpu") == []
 assert checks.check_threshold(3, device="cpu") == []
 assert checks.check_multi_tensor(2, device="cpu") == []
+from lotterykit.bench import gpu_synflow
+assert gpu_synflow.check_synflow(3, most=40, device="cpu") == []
+assert gpu_synflow.check_match_neurons(3, most=40, device="cpu") == []
 right = conv.PRODUCTS
 conv.PRODUCTS = (*right[:2], lambda g, x, b, dw, geometry: right[2](g, x, b, dw, geometry).mul_(1.1))
 dispatch._load.cache_clear()
@@ -137,5 +140,8 @@ def test_product_tables_hold_their_peers():
     assert gpu_goals.verdicts("gem_miner", tables[-1])[0].startswith(("G10: holds", "G10: missed"))
     gpu_goals_products.time_masked_conv2d(tables.append, shapes=((1, 2, 4, 3),), device="cpu")
     assert [set(row) for row in tables[-1].values()] == [{"ours", "dense-masked", "dense"}]
+    gpu_synflow.time_synflow(tables.append, widths=(5, 6, 4), rounds=3, device="cpu")
+    assert set(tables[-1]["rounds"]) == {"ours", "eager-sort", "eager-kthvalue"}
+    assert len(gpu_goals.verdicts("synflow", tables[-1])) == 2
     gpu_goals_products.time_masked_copies(tables.append, tensors=2, side=5, device="cpu")
     assert set(tables[-1]["bf16"]) == {"ours", "multiply-and-cast"}
