@@ -95,10 +95,12 @@ def time_gem_miner(report: Report, *, tensors: int = 50, each: int = 500_000, de
         p.grad = g
     optimizer = torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=2e-4, fused=True)
 
+    plain: list[Tensor] = [*parameters]
+
     def fused() -> None:
         optimizer.step()
-        torch._foreach_clamp_min_(parameters, 0.0)
-        torch._foreach_clamp_max_(parameters, 1.0)
+        torch._foreach_clamp_min_(plain, 0.0)
+        torch._foreach_clamp_max_(plain, 1.0)
 
     with torch.no_grad(), _triton(device, "gem_miner_step"):
         for peer, function in (("ours", ours), ("fused-sgd-clamp", fused)):

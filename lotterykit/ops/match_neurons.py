@@ -78,8 +78,8 @@ def _by_kernel(match: Callable[..., Any], theta: Tensor, candidates: Tensor) -> 
     if not candidates.shape[0]:
         return Matches(chosen, torch.zeros_like(length), torch.zeros_like(length), aligned)
     at = chosen.clamp(min=0)[:, None]
-    found = (torch.where(chosen >= 0, of.gather(1, at)[:, 0], 0.0) for of in (product, norm))
-    return Matches(chosen, *found, aligned)
+    products, norms = (torch.where(chosen >= 0, of.gather(1, at)[:, 0], 0.0) for of in (product, norm))
+    return Matches(chosen, products, norms, aligned)
 
 
 def match_neurons_cpu(theta: Tensor, candidates: Tensor) -> Matches:

@@ -23,7 +23,7 @@ def chain_scores(
 ) -> list[Tensor]:
     """The scores of a checked chain; `refuse(R)` gives what is raised where the flow is not finite."""
     forward, backward, scores = kernels
-    inside = list(masks) or [None] * len(weights)
+    inside: list[Tensor | None] = list(masks) or [None for _ in weights]
     device = weights[0].device
     zero = torch.zeros((), dtype=torch.int64, device=device)
     x, exponents = [torch.ones(weights[0].shape[1], dtype=torch.float64, device=device)], [zero]
