@@ -23,11 +23,14 @@ import torch
 
 from lotterykit.bench import (
     gpu_checks,
+    gpu_checks_products,
     gpu_checks_replicas,
     gpu_checks_sparse,
     gpu_goals,
+    gpu_goals_products,
     gpu_goals_replicas,
     gpu_goals_sparse,
+    gpu_synflow,
 )
 from lotterykit.bench.ceilings import ceilings
 from lotterykit.ops.dispatch import missing
@@ -40,15 +43,26 @@ STAGES: dict[str, tuple[str, float]] = {
     "check-masked_linear": ("triton", 150),
     "check-topk_mask": ("cuda", 60),
     "check-replicas": ("cuda", 60),
+    "check-spmm": ("cuda", 60),
+    "check-sddmm": ("cuda", 60),
+    "check-threshold": ("triton", 90),
     "masked_linear": ("triton", 180),
     "topk_mask": ("cuda", 60),
     "replicas": ("cuda", 90),
-    "check-spmm": ("cuda", 60),
-    "check-sddmm": ("cuda", 60),
     "spmm": ("cuda", 60),
     "sddmm": ("cuda", 30),
+    "edge_popup": ("triton", 40),
+    "check-synflow": ("triton", 30),
+    "synflow": ("triton", 60),
+    "check-multi_tensor": ("triton", 30),
+    "gem_miner": ("triton", 20),
+    "check-masked_conv2d": ("triton", 90),
+    "masked_conv2d": ("triton", 40),
     "spmm-densities": ("cuda", 60),
+    "masked_copies": ("triton", 20),
+    "check-match_neurons": ("triton", 30),
     "check-masked_linear-large": ("triton", 60),
+    "check-masked_conv2d-large": ("triton", 60),
     "check-topk_mask-large": ("cuda", 60),
     "check-sparse-large": ("cuda", 60),
 }
@@ -56,6 +70,12 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-masked_linear": gpu_checks.check_masked_linear,
     "check-topk_mask": gpu_checks.check_topk_mask,
     "check-replicas": gpu_checks_replicas.check_replicas,
+    "check-threshold": gpu_checks_products.check_threshold,
+    "check-masked_conv2d": gpu_checks_products.check_masked_conv2d,
+    "check-multi_tensor": gpu_checks_products.check_multi_tensor,
+    "check-synflow": gpu_synflow.check_synflow,
+    "check-match_neurons": gpu_synflow.check_match_neurons,
+    "check-masked_conv2d-large": gpu_checks_products.check_masked_conv2d_large,
     "check-masked_linear-large": gpu_checks.check_masked_linear_large,
     "check-topk_mask-large": gpu_checks.check_topk_mask_large,
     "check-spmm": gpu_checks_sparse.check_spmm,
@@ -69,6 +89,11 @@ TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "spmm": gpu_goals_sparse.time_spmm,
     "sddmm": gpu_goals_sparse.time_sddmm,
     "spmm-densities": gpu_goals_sparse.time_spmm_densities,
+    "synflow": gpu_synflow.time_synflow,
+    "edge_popup": gpu_goals_products.time_edge_popup,
+    "gem_miner": gpu_goals_products.time_gem_miner,
+    "masked_conv2d": gpu_goals_products.time_masked_conv2d,
+    "masked_copies": gpu_goals_products.time_masked_copies,
 }
 VERDICTS = (gpu_goals.verdicts, gpu_goals_replicas.verdicts, gpu_goals_sparse.verdicts)
 

@@ -13,60 +13,27 @@ from registers: the weights go from shared memory through a select straight into
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from lotterykit.kernels import tiles
+from lotterykit.kernels.configs import Config
+from lotterykit.kernels.tiles import spread_bits, tile_of
 from torch import Tensor
 
 FORWARD, DX, DW = 0, 1, 2
 
 
-class Config(NamedTuple):
-    """Tile sizes along i, j and r, warps, pipeline stages."""
-
-    i: int
-    j: int
-    r: int
-    warps: int
-    stages: int
-
-
-# Keyed by (how A and B are multiplied, bucket of shapes). Not yet measured on a GPU: chosen so that three to
-# four stages fit in 99 KB of shared memory (sm_86 and up) and the accumulators in registers.
-CONFIGS: dict[tuple[str, str], Config] = {
-    ("half", "narrow"): Config(64, 16, 64, 4, 4),
-    ("half", "wide"): Config(128, 128, 64, 8, 3),
-    ("half", "ragged"): Config(64, 64, 64, 8, 2),
-    ("tf32", "narrow"): Config(64, 16, 64, 4, 3),
-    ("tf32", "wide"): Config(128, 128, 32, 8, 3),
-    ("ieee", "narrow"): Config(64, 16, 32, 4, 2),
-    ("ieee", "wide"): Config(64, 64, 16, 8, 2),
-}
-NARROW = 32  # up to this many columns j
-
-
-def config_for(a: Tensor, b: Tensor, tf32: bool) -> Config:
+def config_for(a: Tensor, b: Tensor) -> Config:
     """The pinned tile configuration for C = A B."""
-    how = "half" if a.dtype != torch.float32 else "tf32" if tf32 else "ieee"
-    if b.shape[1] <= NARROW:
-        return CONFIGS[how, "narrow"]
+    how = tiles.product_kind(a.dtype)
+    bucket = "narrow" if b.shape[1] <= tiles.NARROW else "wide"
     # element loads of half precision need a register an address: large tiles would spill
-    ragged = how == "half" and any(max(t.stride()) % 16 for t in (a, b))
-    return CONFIGS[how, "ragged" if ragged else "wide"]
-
-
-@triton.jit
-def _spread(packed, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALONG_ROWS: tl.constexpr):
-    """Bytes [ROWS / 8, COLUMNS] or [ROWS, COLUMNS / 8] to booleans [ROWS, COLUMNS]."""
-    places = tl.arange(0, 8)
-    if ALONG_ROWS:
-        bits = (packed[:, None, :] >> places[None, :, None].to(tl.uint8)) & 1
-    else:
-        bits = (packed[:, :, None] >> places[None, None, :].to(tl.uint8)) & 1
-    return tl.reshape(bits, (ROWS, COLUMNS)) != 0
+    if bucket == "wide" and how == "half" and any(max(t.stride()) % 16 for t in (a, b)):
+        bucket = "ragged"
+    return tiles.config_for("masked_linear", how, bucket, a.device)
 
 
 @triton.jit
@@ -84,14 +51,7 @@ def masked_product(
     or in the interpreter the number of steps along r: that of triton 3.6 cannot loop to a run-time bound
     with numpy >= 2.4. Its half-precision dot is wrong too, so there operands are float32 from the load on.
     """
-    tiles_i = tl.cdiv(I, BI)
-    tiles_j = tl.cdiv(J, BJ)
-    tile = tl.program_id(0)
-    first = (tile // (GROUP * tiles_j)) * GROUP
-    height = tl.minimum(tiles_i - first, GROUP)
-    tile_i = first + (tile % (GROUP * tiles_j)) % height
-    tile_j = (tile % (GROUP * tiles_j)) // height
-
+    tile_i, tile_j = tile_of(tl.program_id(0), tl.cdiv(I, BI), tl.cdiv(J, BJ), GROUP)
     i = tile_i * BI + tl.arange(0, BI)
     j = tile_j * BJ + tl.arange(0, BJ)
     r = tl.arange(0, BR)
@@ -114,13 +74,13 @@ def masked_product(
             packed = tl.load(
                 bits + i[:, None] * IN_BYTES + at[None, :], in_i[:, None] & (at < IN_BYTES)[None, :], 0
             )
-            left = tl.where(_spread(packed, BI, BR, False), left, 0.0)
+            left = tl.where(spread_bits(packed, BI, BR, False), left, 0.0)
         if MODE == 1:
             packed = tl.load(
                 bits + (start + r)[None, :] * IN_BYTES + i_byte[:, None],
                 (i_byte < IN_BYTES)[:, None] & in_r[None, :], 0,
             )  # fmt: skip
-            left = tl.where(_spread(packed, BI, BR, True), left, 0.0)
+            left = tl.where(spread_bits(packed, BI, BR, True), left, 0.0)
         if STEPS >= 0:
             left, right = left.to(tl.float32), right.to(tl.float32)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
@@ -132,7 +92,7 @@ def masked_product(
         packed = tl.load(
             bits + i[:, None] * IN_BYTES + at[None, :], in_i[:, None] & (at < IN_BYTES)[None, :], 0
         )
-        acc = tl.where(_spread(packed, BI, BJ, False), acc, 0.0)
+        acc = tl.where(spread_bits(packed, BI, BJ, False), acc, 0.0)
     tl.store(
         c + i[:, None] * c_i + j[None, :] * c_j, acc.to(c.dtype.element_ty), in_i[:, None] & in_j[None, :]
     )
@@ -150,41 +110,18 @@ def arguments(
 ) -> tuple[int, dict[str, Any], Config]:
     """Grid size, kernel arguments by name, and configuration for C = A B, all three as 2-D views."""
     (rows, inner), columns = a.shape, b.shape[1]
-    tf32 = a.dtype == torch.float32 and _tf32_allowed()
-    config = config_for(a, b, tf32)
+    config = config_for(a, b)
     values = {
         "a": a, "b": b, "bits": bits, "bias": a if bias is None else bias, "c": c,
         "I": rows, "J": columns, "R": inner, "IN_BYTES": bits.shape[1],
         "a_i": a.stride(0), "a_r": a.stride(1), "b_r": b.stride(0), "b_j": b.stride(1),
         "c_i": c.stride(0), "c_j": c.stride(1),
-        "MODE": mode, "HAS_BIAS": bias is not None, "PRECISION": "tf32" if tf32 else "ieee",
-        "WIDE": any(map(_needs_64_bits, (a, b, bits, c))),
+        "MODE": mode, "HAS_BIAS": bias is not None, "PRECISION": tiles.precision(a.dtype),
+        "WIDE": tiles.any_wide((a, b, bits, c)),
         "STEPS": triton.cdiv(inner, config.r) if interpreted else -1,
         "BI": config.i, "BJ": config.j, "BR": config.r, "GROUP": 8,
     }  # fmt: skip
     return triton.cdiv(rows, config.i) * triton.cdiv(columns, config.j), values, config
-
-
-def _tf32_allowed() -> bool:
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def _needs_64_bits(tensor: Tensor) -> bool:
-    """Whether an offset of a tile, its overhang included, may pass 2^31."""
-    return (
-        sum((size + 256) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        >= 2**31
-    )
-
-
-def _refuse_silent_tf32(device: torch.device) -> None:
-    """Triton 3.6 makes TF32 of a full-precision float32 product on sm_100; 3.9 does not."""
-    version = tuple(map(int, triton.__version__.split(".")[:2]))
-    if torch.cuda.get_device_capability(device)[0] >= 10 and version < (3, 9):
-        raise RuntimeError(
-            f"triton {triton.__version__} would silently use TF32 for float32 on this GPU: "
-            "install triton >= 3.9 or allow TF32 (torch.set_float32_matmul_precision('high'))"
-        )
 
 
 def _launch(mode: int, a: Tensor, b: Tensor, bits: Tensor, bias: Tensor | None, c: Tensor) -> None:
@@ -192,15 +129,9 @@ def _launch(mode: int, a: Tensor, b: Tensor, bits: Tensor, bias: Tensor | None, 
         return
     if bias is not None:
         bias = bias.contiguous()
-    # triton read the variable when it was imported: a kernel is an interpreted one from then on
-    interpreted = not isinstance(masked_product, triton.JITFunction)
-    if a.device.type == "cpu" and not interpreted:
-        raise RuntimeError("TRITON_INTERPRET was set after triton was imported; set it before Python starts")
-    if a.is_cuda and a.dtype == torch.float32 and not _tf32_allowed():
-        _refuse_silent_tf32(a.device)
+    interpreted = tiles.check_device(masked_product, a)
     grid, values, config = arguments(mode, a, b, bits, bias, c, interpreted=interpreted)
-    with torch.cuda.device(a.device) if a.is_cuda else contextlib.nullcontext():
-        masked_product[(grid,)](**values, num_warps=config.warps, num_stages=config.stages)
+    tiles.launch(masked_product, grid, a.device, values, config.warps, config.stages)
 
 
 def forward(x: Tensor, weight: Tensor, bits: Tensor, bias: Tensor | None) -> Tensor:
@@ -220,7 +151,7 @@ def dx(g: Tensor, weight: Tensor, bits: Tensor) -> Tensor:
 def dw(g: Tensor, x: Tensor, bits: Tensor) -> Tensor:
     """g `[B, out]`, x `[B, in]` -> dw `[out, in]`, 0 where pruned."""
     result = g.new_empty(g.shape[1], x.shape[1])
-    if g.dtype == torch.float32 and _tf32_allowed():
+    if g.dtype == torch.float32 and tiles.tf32_allowed():
         # tensor cores take TF32 operands only with the summed index contiguous; copying two activations
         # is cheap beside re-laying out every tile
         g, x = g.T.contiguous().T, x.T.contiguous().T

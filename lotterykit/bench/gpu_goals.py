@@ -29,6 +29,10 @@ GOALS = {
     "G8 topk": ("exact top-k of 25M scores", "topk_mask", "normal", "topk", 3.0),
     "G8 sort": ("exact top-k of 25M scores", "topk_mask", "normal", "sort", 20.0),
     "G8 kthvalue": ("exact top-k of 25M scores", "topk_mask", "normal", "kthvalue", 500.0),
+    "G9": ("edge-popup layer fwd+bwd (512, 4096, 4096) TF32", "edge_popup", "tf32", "eager-sort", 5.0),
+    "G10": ("Gem-Miner update of 25M scores", "gem_miner", "update", "fused-sgd-clamp", 1.3),
+    "G11 kthvalue": ("SynFlow, 100 rounds, 25M weights", "synflow", "rounds", "eager-kthvalue", 100.0),
+    "G11 sort": ("SynFlow, 100 rounds, 25M weights", "synflow", "rounds", "eager-sort", 20.0),
 }
 Report = Callable[[dict[str, Any]], None]
 

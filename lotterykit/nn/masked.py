@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.ops.formats import known_density
+from lotterykit.ops.masked_conv2d import masked_conv1d, masked_conv2d
 from lotterykit.ops.masked_linear import masked_linear
 
 FORMATS = ("masked", "sparse", "auto")
@@ -164,13 +165,50 @@ class _MaskedConv(Masked):
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.kept_weight(), self.kept_bias())  # type: ignore[attr-defined]
 
+    def padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input, padded where zeros are not what pads it, and the zeros that are left to add."""
+        layer: Any = self
+        if layer.padding_mode == "zeros":
+            return input, layer.padding
+        return F.pad(input, layer._reversed_padding_repeated_twice, layer.padding_mode), None
+
 
 class MaskedConv1d(_MaskedConv, nn.Conv1d):
     """`nn.Conv1d` that computes with its kept weights only; `weight_mask` has the shape of `weight`."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        if exports_to_onnx():
+            return super().forward(input)
+        x, around = self.padded(input)
+        return masked_conv1d(
+            x,
+            self.weight,
+            self.weight_mask,
+            self.kept_bias(),
+            stride=self.stride[0],
+            padding=around if isinstance(around, str) else around[0] if around else 0,
+            dilation=self.dilation[0],
+            groups=self.groups,
+        )
+
 
 class MaskedConv2d(_MaskedConv, nn.Conv2d):
     """`nn.Conv2d` that computes with its kept weights only; `weight_mask` has the shape of `weight`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if exports_to_onnx():
+            return super().forward(input)
+        x, around = self.padded(input)
+        return masked_conv2d(
+            x,
+            self.weight,
+            self.weight_mask,
+            self.kept_bias(),
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=around or 0,
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
+        )
 
 
 class MaskedConv3d(_MaskedConv, nn.Conv3d):

@@ -1,7 +1,10 @@
 """The ops: public functions, each with its reference, custom op and routes in a file of its own."""
 
 from lotterykit.ops.csr import CSR
+from lotterykit.ops.gem_miner_step import gem_miner_step_
 from lotterykit.ops.guess import Guess
+from lotterykit.ops.masked_conv2d import masked_conv1d, masked_conv2d
+from lotterykit.ops.masked_copies import masked_copies
 from lotterykit.ops.masked_linear import masked_linear
 from lotterykit.ops.match_neurons import match_neurons
 from lotterykit.ops.sddmm import sddmm
@@ -19,6 +22,10 @@ __all__ = [
     "Guess",
     "batch_last",
     "fixed_threshold",
+    "gem_miner_step_",
+    "masked_conv1d",
+    "masked_conv2d",
+    "masked_copies",
     "masked_linear",
     "match_neurons",
     "score_thresholds",

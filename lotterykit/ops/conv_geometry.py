@@ -111,6 +111,25 @@ def check_convolution(
         raise ArgumentError(f"{op}: x must be [N, in, H, W], got {tuple(x.shape)}")
 
 
+def check_images(op: str, x: Tensor, weight: Tensor, geometry: list[int]) -> None:
+    """Raises `ArgumentError` unless x `[N, in, H, W]` or `[in, H, W]` and weight `[out, in / groups, kh, kw]`
+    fit each other and the geometry."""
+    groups, n_out, n_in = geometry[10], weight.shape[0], weight.shape[1] * geometry[10]
+    if n_out == 0 or n_in == 0 or n_out % groups:
+        raise ArgumentError(
+            f"{op}: weight must have channels, out a multiple of groups {groups}, got {tuple(weight.shape)}"
+        )
+    if x.dim() not in (3, 4) or x.shape[-3] != n_in or 0 in x.shape[-2:]:
+        raise ArgumentError(
+            f"{op}: x must be [N, {n_in}, H, W] or [{n_in}, H, W], H and W above 0, got {tuple(x.shape)}"
+        )
+    size = out_size(x, geometry)
+    if min(size) < 1:
+        raise ArgumentError(
+            f"{op}: the padded x must not be smaller than the dilated kernel, y would be {size[0]}x{size[1]}"
+        )
+
+
 def out_size(x: Tensor, geometry: list[int]) -> tuple[int, int]:
     """Height and width of y for x `[..., H, W]`."""
     kh, kw, sh, sw, top, bottom, left, right, dh, dw, _ = geometry

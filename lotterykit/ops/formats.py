@@ -10,17 +10,19 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class BitMask:
-    """Bits and count of one state of a bool mask `[out, in]` (any shape for the count); made by `bit_mask`.
+    """Bits and count of one state of a bool mask `[out, in, *kernel]` (any shape for the count); made by
+    `bit_mask`.
 
-    `bits`: uint8 `[out, ceil(in / 8)]` on the mask's device, contiguous. Weight (o, i) is bit i % 8 (the
-    lowest is 0) of byte i // 8 of row o; the spare bits of a row's last byte are 0. `count`: kept weights.
-    Both are computed on first use. The count of a device mask costs one synchronisation, once.
+    `bits`: uint8 `[out, *kernel, ceil(in / 8)]` on the mask's device, contiguous. Weight (o, i) is bit i % 8
+    (the lowest is 0) of byte i // 8 of row o; the spare bits of a row's last byte are 0. `count`: kept
+    weights. Both are computed on first use. The count of a device mask costs one synchronisation, once.
     """
 
     def __init__(self, mask: Tensor) -> None:
         # The same storage as another object: the cache holds this, and must not keep its own key alive.
         self._mask = mask.detach()
         self._bits: Tensor | None = None
+        self._flat: dict[bool, Tensor] = {}
         self._count: int | None = None
 
     @property
@@ -28,6 +30,14 @@ class BitMask:
         if self._bits is None:
             self._bits = pack_bits(self._mask)
         return self._bits
+
+    def flat_bits(self, channels_last: bool = False) -> Tensor:
+        """Uint8 `[ceil(entries / 8)]`: the mask flat, as a contiguous or a channels-last weight lies in
+        memory; entry e is bit e % 8 of byte e // 8."""
+        if channels_last not in self._flat:
+            mask = self._mask.permute(0, 2, 3, 1) if channels_last else self._mask
+            self._flat[channels_last] = pack_bits(mask.reshape(1, -1)).view(-1)
+        return self._flat[channels_last]
 
     @property
     def count(self) -> int:
@@ -82,17 +92,18 @@ def known_density(mask: Tensor) -> float | None:
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """Bool `[out, in]` to uint8 `[out, ceil(in / 8)]`, the lowest bit first.
+    """Bool `[out, in, *kernel]` to uint8 `[out, *kernel, ceil(in / 8)]`, the lowest bit first.
 
     >>> pack_bits(torch.tensor([[True, False, True, False, False, False, False, False, True]])).tolist()
     [[5, 1]]
     """
-    rows, columns = mask.shape
+    columns = mask.shape[1]
     width = -(-columns // 8)
-    padded = torch.zeros(rows, width * 8, dtype=torch.uint8, device=mask.device)
-    padded[:, :columns] = mask
+    rows = (mask.shape[0], *mask.shape[2:])
+    padded = torch.zeros(*rows, width * 8, dtype=torch.uint8, device=mask.device)
+    padded[..., :columns] = mask.movedim(1, -1)
     places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).to(mask.device)
-    return (padded.view(rows, width, 8) * places).sum(-1, dtype=torch.uint8)
+    return (padded.view(*rows, width, 8) * places).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, columns: int) -> Tensor:

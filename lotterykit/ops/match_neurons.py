@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +45,7 @@ def match_neurons(theta: Tensor, candidates: Tensor) -> Matches:
 
 def match_neurons_reference(theta: Tensor, candidates: Tensor) -> Matches:
     """`match_neurons` in plain torch, on any device."""
-    product = theta @ candidates.T
-    norm = ((theta != 0).double() @ candidates.square().T).sqrt()
-    length = torch.linalg.vector_norm(theta, dim=1)
-    cosine = torch.where(norm > 0, product / norm / length[:, None], -torch.inf)
+    product, norm, length, cosine = _compared(theta, candidates)
     chosen = torch.full((len(theta),), -1, dtype=torch.int64, device=theta.device)
     aligned = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
     taken = torch.zeros(len(candidates), dtype=torch.bool, device=theta.device)
@@ -63,6 +61,25 @@ def match_neurons_reference(theta: Tensor, candidates: Tensor) -> Matches:
     for values, of in zip(found, (product, norm), strict=True):
         values[rows] = of[rows, chosen[rows]]
     return Matches(chosen, found[0], found[1], aligned)
+
+
+def _compared(theta: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """theta . m and |m| at theta's places `[targets, n]`, |theta| `[targets]`, and the cosines."""
+    product = theta @ candidates.T
+    norm = ((theta != 0).double() @ candidates.square().T).sqrt()
+    length = torch.linalg.vector_norm(theta, dim=1)
+    return product, norm, length, torch.where(norm > 0, product / norm / length[:, None], -torch.inf)
+
+
+def _by_kernel(match: Callable[..., Any], theta: Tensor, candidates: Tensor) -> Matches:
+    """The comparisons by torch, the choice, in which each target depends on those before, by one launch."""
+    product, norm, length, cosine = _compared(theta, candidates)
+    chosen, aligned = match(cosine, norm, length, COSINE_TIE)
+    if not candidates.shape[0]:
+        return Matches(chosen, torch.zeros_like(length), torch.zeros_like(length), aligned)
+    at = chosen.clamp(min=0)[:, None]
+    products, norms = (torch.where(chosen >= 0, of.gather(1, at)[:, 0], 0.0) for of in (product, norm))
+    return Matches(chosen, products, norms, aligned)
 
 
 def match_neurons_cpu(theta: Tensor, candidates: Tensor) -> Matches:
@@ -107,7 +124,10 @@ def sample_inputs(generator: torch.Generator) -> list[tuple[tuple[Any, ...], dic
 
 
 def _run(theta: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return load(select(call_of(theta, candidates)))(theta, candidates)  # type: ignore[return-value]
+    route = select(call_of(theta, candidates))
+    if route.backend == "triton":
+        return _by_kernel(load(route), theta, candidates)
+    return load(route)(theta, candidates)  # type: ignore[return-value]
 
 
 @torch.library.custom_op("lotterykit::match_neurons", mutates_args=())

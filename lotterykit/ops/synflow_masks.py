@@ -6,7 +6,7 @@ round is the first guess of the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,12 +16,14 @@ from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.ops.dispatch import Call, load, select
 from lotterykit.ops.synflow_scores import (
     addresses,
+    check_finite,
     checked_chain,
     native_flow,
     overflow,
     synflow_scores_reference,
 )
-from lotterykit.ops.topk_mask import topk_mask_reference
+from lotterykit.ops.synflow_triton import chain_scores
+from lotterykit.ops.topk_mask import topk_mask, topk_mask_reference
 
 
 class Counted(NamedTuple):
@@ -60,7 +62,10 @@ def synflow_masks(
     weights, masks, biases = checked_chain(weights, masks, biases)
     _check_rounds(weights, masks, rounds)
     plain = [w.detach() for w in weights]
-    return load(select(call_of(plain)))(plain, rounds, masks, biases)  # type: ignore[return-value]
+    route = select(call_of(plain))
+    if route.backend == "triton":
+        return _by_kernels(load(route), plain, rounds, masks, biases)
+    return load(route)(plain, rounds, masks, biases)  # type: ignore[return-value]
 
 
 def synflow_masks_reference(
@@ -70,15 +75,48 @@ def synflow_masks_reference(
     biases: Sequence[Tensor | None],
 ) -> Rounds:
     """`synflow_masks` in plain torch, on any device: a score and a `topk_mask` each round."""
+    return _rounds(weights, rounds, masks, biases, synflow_scores_reference, topk_mask_reference)
+
+
+def _by_kernels(
+    kernels: object,
+    weights: Sequence[Tensor],
+    rounds: Sequence[Sequence[Counted]],
+    masks: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+) -> Rounds:
+    """The rounds with the scores by `synflow_scores`' kernels, the selection by what serves `topk_mask`."""
+
+    def score(
+        weights: Sequence[Tensor], masks: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        def refuse(reach: float) -> Exception:
+            check_finite(weights, masks)
+            return overflow(reach)
+
+        return chain_scores(kernels, weights, masks, biases, refuse)
+
+    return _rounds(weights, rounds, masks, biases, score, topk_mask)
+
+
+def _rounds(
+    weights: Sequence[Tensor],
+    rounds: Sequence[Sequence[Counted]],
+    masks: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    score: Callable[..., list[Tensor]],
+    choose: Callable[..., list[Tensor]],
+) -> Rounds:
+    """Each round scores the kept weights and chooses among them."""
     current = [m.clone() for m in masks] or [torch.ones_like(w, dtype=torch.bool) for w in weights]
     kept, live = [], []
     for groups in rounds:
-        found = synflow_scores_reference(weights, current, biases)
+        found = score(weights, current, biases)
         for group in groups:
             within = [current[i] for i in group.layers]
             scores = [rounded(found[i]) for i in group.layers]
             k = min(group.kept, sum(int(w.sum()) for w in within))
-            chosen = topk_mask_reference(scores, k=k, seed=group.seed, within=within)
+            chosen = choose(scores, k=k, seed=group.seed, within=within)
             for i, mask in zip(group.layers, chosen, strict=True):
                 current[i] = mask
         kept.append([int(m.sum()) for m in current])

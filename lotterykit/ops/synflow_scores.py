@@ -17,6 +17,7 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.dispatch import Call, load, select
 from lotterykit.ops.operands import ready
+from lotterykit.ops.synflow_triton import chain_scores
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -129,7 +130,15 @@ def _(weights: Sequence[Tensor], masks: Sequence[Tensor], biases: Sequence[Tenso
 
 
 def _run(weights: Sequence[Tensor], masks: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    return load(select(call_of(weights)))(weights, masks, biases)  # type: ignore[return-value]
+    route = select(call_of(weights))
+    if route.backend != "triton":
+        return load(route)(weights, masks, biases)  # type: ignore[return-value]
+
+    def refuse(reach: float) -> Exception:
+        check_finite(weights, masks)
+        return overflow(reach)
+
+    return chain_scores(load(route), weights, masks, biases, refuse)
 
 
 def native_flow(

@@ -128,18 +128,22 @@ def _cut(scores: Sequence[Tensor], k: int, seed: int, absolute: bool, guess: Gue
 
 
 def _cut_of_masks(ranked: list[Tensor], masks: list[Tensor], seed: int) -> Tensor:
-    """T and H: the lowest score kept, and the highest tie rank kept at it; nothing kept: infinity and -1."""
+    """T and H: the lowest score kept, and the highest tie rank kept at it, or EVERY_TIE where all that tie
+    are kept, so that kernels need not rank; nothing kept: infinity and -1."""
     device = ranked[0].device
     least = torch.tensor(torch.inf, dtype=ranked[0].dtype, device=device)
     for s, mask in zip(ranked, masks, strict=True):
         if s.numel():
             least = torch.minimum(least, torch.where(mask, s, torch.inf).min())
     most, offset = torch.tensor(-1, device=device), 0
+    dropped = torch.tensor(False, device=device)
     for s, mask in zip(ranked, masks, strict=True):
         if s.numel():
             ranks = tie_rank(torch.arange(s.numel(), device=device) + offset, seed).view(s.shape)
             most = torch.maximum(most, torch.where(mask & (s == least), ranks, -1).max())
+            dropped = dropped | (~mask & (s == least)).any()
         offset += s.numel()
+    most = torch.where(dropped | (most < 0), most, EVERY_TIE)
     return torch.stack([least.double(), most.double()])
 
 

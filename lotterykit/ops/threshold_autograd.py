@@ -15,11 +15,11 @@ from lotterykit.ops.threshold_products import (
     Gradients,
     gradients_cpu,
     gradients_reference,
-    is_native,
     op_of,
     product_cpu,
     product_reference,
 )
+from lotterykit.ops.threshold_triton import gradients_triton, product_triton
 
 
 def threshold_product(
@@ -40,8 +40,22 @@ def threshold_product(
     return _ThresholdProduct.apply(x, weight, scores, bias, threshold, geometry)  # without the dispatcher
 
 
-def _run(x: Tensor, *rest: Any) -> Tensor:
-    return (product_cpu if is_native(x, rest[-1]) else product_reference)(x, *rest)
+# backend -> the layer and its gradients
+PRODUCTS = {
+    "reference": (product_reference, gradients_reference),
+    "cpu": (product_cpu, gradients_cpu),
+    "triton": (product_triton, gradients_triton),
+}
+
+
+def _backend(x: Tensor, geometry: list[int]) -> str:
+    return dispatch.select(dispatch.Call(op_of(geometry), x.device.type, x.dtype)).backend
+
+
+def _run(
+    x: Tensor, weight: Tensor, scores: Tensor, threshold: Threshold, bias: Tensor | None, geometry: list[int]
+) -> Tensor:
+    return PRODUCTS[_backend(x, geometry)][0](x, weight, scores, threshold, bias, geometry)
 
 
 def _run_gradients(
@@ -53,8 +67,7 @@ def _run_gradients(
     geometry: list[int],
     wants: tuple[bool, ...],
 ) -> Gradients:
-    gradients = gradients_cpu if is_native(x, geometry) else gradients_reference
-    return gradients(g, x, weight, scores, threshold, geometry, wants)
+    return PRODUCTS[_backend(x, geometry)][1](g, x, weight, scores, threshold, geometry, wants)
 
 
 class _ThresholdProduct(torch.autograd.Function):

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
 from lotterykit.ops.autocast import autocast
-from lotterykit.ops.conv_geometry import geometry_of, of_torch, out_size
+from lotterykit.ops.conv_geometry import check_images, geometry_of, of_torch
 from lotterykit.ops.threshold import Threshold, fixed_threshold, score_thresholds
 from lotterykit.ops.threshold_autograd import threshold_product
 from lotterykit.ops.threshold_linear import Arguments, check_layer, check_tensors
@@ -51,7 +50,7 @@ def threshold_conv2d(
     x, weight, bias = autocast(x, weight, bias)
     check_layer(OP, x, weight, scores, threshold, bias, 4, scored)
     geometry = geometry_of(OP, tuple(weight.shape[2:]), stride, padding, dilation, groups)
-    _check_images(x, weight, geometry)
+    check_images(OP, x, weight, geometry)
     y = threshold_product(x if x.dim() == 4 else x.unsqueeze(0), weight, scores, threshold, bias, geometry)
     return y if x.dim() == 4 else y.squeeze(0)
 
@@ -132,20 +131,3 @@ def sample_inputs(
             if tensor is not None:
                 tensor.requires_grad_(True)
     return samples
-
-
-def _check_images(x: Tensor, weight: Tensor, geometry: list[int]) -> None:
-    groups, n_out, n_in = geometry[10], weight.shape[0], weight.shape[1] * geometry[10]
-    if n_out == 0 or n_in == 0 or n_out % groups:
-        raise ArgumentError(
-            f"{OP}: weight must have channels, out a multiple of groups {groups}, got {tuple(weight.shape)}"
-        )
-    if x.dim() not in (3, 4) or x.shape[-3] != n_in or 0 in x.shape[-2:]:
-        raise ArgumentError(
-            f"{OP}: x must be [N, {n_in}, H, W] or [{n_in}, H, W], H and W above 0, got {tuple(x.shape)}"
-        )
-    size = out_size(x, geometry)
-    if min(size) < 1:
-        raise ArgumentError(
-            f"{OP}: the padded x must not be smaller than the dilated kernel, y would be {size[0]}x{size[1]}"
-        )

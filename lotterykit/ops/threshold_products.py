@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lotterykit.ops import dispatch
 from lotterykit.ops.conv_geometry import even, of_torch
 from lotterykit.ops.operands import flat
 from lotterykit.ops.sparse_conv2d_native import backward_cpu as conv_backward_cpu
@@ -93,7 +92,10 @@ def gradients_reference(
 ) -> Gradients:
     """dx, dweight, dscores, dbias, each where wanted, in plain torch, differentiable again."""
     dense = effective_weight(weight, scores, threshold)
-    dx, dbias = _dx(g, x, dense, geometry) if wants[0] else None, _dbias(g, geometry) if wants[3] else None
+    dx, dbias = (
+        _dx(g, x, dense, geometry) if wants[0] else None,
+        bias_gradient(g, geometry) if wants[3] else None,
+    )
     if not (wants[1] or wants[2]):
         return dx, None, None, dbias
     slope = _dweight(g, x, dense, geometry)
@@ -132,7 +134,7 @@ def gradients_cpu(
         slope = _dweight(g, x, weight, geometry)  # of every weight: a score is trained whether kept or not
         dweight = kept.dense(slope) if wants[1] else None
         dscores = kept.score_gradient(slope, weight, threshold.absolute) if wants[2] else None
-    return dx, dweight, dscores, _dbias(g, geometry) if wants[3] else None
+    return dx, dweight, dscores, bias_gradient(g, geometry) if wants[3] else None
 
 
 def op_of(geometry: list[int]) -> str:
@@ -166,7 +168,7 @@ def _dweight(g: Tensor, x: Tensor, dense: Tensor, geometry: list[int]) -> Tensor
     return _conv_backward(g, x, dense, geometry, [False, True, False])[1]
 
 
-def _dbias(g: Tensor, geometry: list[int]) -> Tensor:
+def bias_gradient(g: Tensor, geometry: list[int]) -> Tensor:
     return g.sum((0, 2, 3)) if geometry else flat(g).sum(0)
 
 
@@ -181,8 +183,3 @@ def _conv_backward(
 def _score_gradient(slope: Tensor, weight: Tensor, scores: Tensor, absolute: bool) -> Tensor:
     dscores = slope * weight
     return (dscores * scores.sign() if absolute else dscores).to(scores.dtype)
-
-
-def is_native(x: Tensor, geometry: list[int]) -> bool:
-    call = dispatch.Call(op_of(geometry), x.device.type, x.dtype)
-    return dispatch.select(call).backend == "cpu"

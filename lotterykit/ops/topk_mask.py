@@ -104,14 +104,15 @@ def tie_rank(positions: Tensor, seed: int) -> Tensor:
 
     Word for word csrc/tie_order.h; int64 products wrap, and their low 32 bits are right all the same.
     """
-    first, second = _tie_seed(seed)
+    first, second = seed_words(seed)
     x = positions ^ first
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _WORD
     x = ((x ^ (x >> 15) ^ second) * 0x846CA68B) & _WORD
     return x ^ (x >> 16)
 
 
-def _tie_seed(seed: int) -> tuple[int, int]:
+def seed_words(seed: int) -> tuple[int, int]:
+    """The two words of 32 bits that a seed of ties is spread over."""
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

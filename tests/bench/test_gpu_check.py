@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lotterykit.bench import gpu_checks, gpu_goals, gpu_goals_sparse
+from lotterykit.bench import gpu_checks, gpu_goals, gpu_goals_products, gpu_goals_sparse, gpu_synflow
 from lotterykit.ops import dispatch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
@@ -128,3 +128,56 @@ def test_of_several_peers_the_fastest_counts_and_one_that_cannot_run_is_named(ca
     assert "tf32 0.01: csr does not run: no such algorithm" in capsys.readouterr().out
     table["tf32 0.01"] = {"ours": {"us": 1.0}, "csr": {"us": 9.0}, "csr-columns": {"us": 4.0}}
     assert "G4 fp32: holds, 4.00x of 3x" in gpu_goals_sparse.verdicts("spmm", table)[3]
+
+
+def test_product_checks_pass_in_the_interpreter_and_see_broken_kernels():
+    pytest.importorskip("triton")
+    code = """
+from lotterykit.bench import gpu_checks_products as checks
+from lotterykit.kernels import masked_conv2d as conv, multi_tensor, threshold
+from lotterykit.ops import dispatch
+checks.CONVOLUTIONS = ((2, 3, 4, 5, 4, 3, 2, 1, 1, 1), (1, 4, 4, 4, 4, 2, 1, 0, 2, 2))
+checks.LINEARS = ((5, 17, 9), (0, 5, 3))
+checks.random.randrange = lambda n: 100 if n == 200_000 else 7
+assert checks.check_masked_conv2d(3, device="cpu") == []
+assert checks.check_threshold(3, device="cpu") == []
+assert checks.check_multi_tensor(2, device="cpu") == []
+from lotterykit.bench import gpu_synflow
+assert gpu_synflow.check_synflow(3, most=40, device="cpu") == []
+assert gpu_synflow.check_match_neurons(3, most=40, device="cpu") == []
+right = conv.PRODUCTS
+conv.PRODUCTS = (*right[:2], lambda g, x, b, dw, geometry: right[2](g, x, b, dw, geometry).mul_(1.1))
+dispatch._load.cache_clear()
+assert any(": dw" in failure for failure in checks.check_masked_conv2d(2, device="cpu"))
+theirs = threshold.PRODUCTS
+threshold.PRODUCTS = (lambda *a: theirs[0](*a).mul_(1.1), *theirs[1:])
+multi_tensor.gem_miner_step = lambda *a: None
+dispatch._load.cache_clear()
+assert any(": y" in failure for failure in checks.check_threshold(2, device="cpu"))
+assert any("gem_miner" in failure for failure in checks.check_multi_tensor(1, device="cpu"))
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "done" in done.stdout, done.stderr[-3000:]
+
+
+def test_product_tables_hold_their_peers():
+    tables = []
+    gpu_goals_products.time_edge_popup(tables.append, shape=(4, 8, 8), device="cpu")
+    assert set(tables[-1]) == {"tf32", "bf16"}
+    assert gpu_goals.verdicts("edge_popup", tables[-1])[0].startswith(("G9: holds", "G9: missed"))
+    gpu_goals_products.time_gem_miner(tables.append, tensors=2, each=10, device="cpu")
+    assert gpu_goals.verdicts("gem_miner", tables[-1])[0].startswith(("G10: holds", "G10: missed"))
+    gpu_goals_products.time_masked_conv2d(tables.append, shapes=((1, 2, 4, 3),), device="cpu")
+    assert [set(row) for row in tables[-1].values()] == [{"ours", "dense-masked", "dense"}]
+    gpu_synflow.time_synflow(tables.append, widths=(5, 6, 4), rounds=3, device="cpu")
+    assert set(tables[-1]["rounds"]) == {"ours", "eager-sort", "eager-kthvalue"}
+    assert len(gpu_goals.verdicts("synflow", tables[-1])) == 2
+    gpu_goals_products.time_masked_copies(tables.append, tensors=2, side=5, device="cpu")
+    assert set(tables[-1]["bf16"]) == {"ours", "multiply-and-cast"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ahead_of_time import compile_kernel, resources
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -66,10 +67,8 @@ def test_public_op_through_the_interpreter():
 def compiled(capability, mode, dtype, batch, *, tf32=False, n_in=4096, n_out=4096, monkeypatch):
     """The kernel for one product of the given sizes, compiled as a launch would specialise it."""
     from lotterykit.kernels import masked_linear as kernels
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    monkeypatch.setattr(kernels, "_tf32_allowed", lambda: tf32)
+    monkeypatch.setattr(kernels.tiles, "tf32_allowed", lambda: tf32)
 
     def empty(*shape):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -83,34 +82,9 @@ def compiled(capability, mode, dtype, batch, *, tf32=False, n_in=4096, n_out=409
     }[mode]
     bias = empty(n_out) if mode == FORWARD else None
     _, values, config = kernels.arguments(mode, a, b, bits, bias, c)
-    function = kernels.masked_product
-    signature, constants, attributes = {}, {}, {}
-    names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.uint8: "*u8"}
-    for place, name in enumerate(function.arg_names):
-        value = values[name]
-        if isinstance(value, torch.Tensor):
-            signature[name] = names[value.dtype]
-        elif function.params[place].is_constexpr or value == 1:
-            signature[name] = "constexpr"
-            constants[(place,)] = value
-        else:
-            signature[name] = "i32"
-        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(function, signature, constants, attributes)
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-def resources(kernel, folder):
-    """Registers, stack bytes and local memory of the machine code."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip("triton carries no cuobjdump here")
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    out = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
+    return compile_kernel(
+        kernels.masked_product, values, capability, warps=config.warps, stages=config.stages
+    )
 
 
 MODES = pytest.mark.parametrize("mode", [FORWARD, DX, DW], ids=["forward", "dx", "dw"])
