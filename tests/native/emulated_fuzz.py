@@ -80,9 +80,9 @@ def selection(rng: random.Random, number: int) -> None:
     topk_mask_cuda(scores, k=rng.randint(0, sum(sizes)), seed=rng.randrange(2**31), within=within)
 
 
-def replicas(rng: random.Random) -> None:
+def replicas(rng: random.Random, number: int) -> None:
     """Networks of any shape and density, their state within reach of a block or not."""
-    rule = replica_cases.RULES[rng.choice(list(replica_cases.RULES))]
+    rule = replica_cases.RULES[list(replica_cases.RULES)[number % len(replica_cases.RULES)]]
     recipe = Recipe(rng.choice(["cross_entropy", "mse"]), epochs=2, batch_size=rng.randint(1, 80), **rule)
     n, dtype = rng.randint(1, 70), rng.choice(DTYPES[:2])
     runs = []
