@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -16,6 +17,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +69,24 @@ def build(folder: Path, cxx: Sequence[str], pybind11: str, flags: Sequence[str] 
     return folder / "_cuda.so"
 
 
+def build_once(root: Path, cxx: Sequence[str], pybind11: str) -> Path:
+    """`build` in a folder of `root` that all processes of a test run share: the first one builds."""
+    with open(root / "emulated.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        module = root / "emulated" / "_cuda.so"
+        return module if module.exists() else build(root / "emulated", cxx, pybind11)
+
+
+def run_folder(factory: Any) -> Path:
+    """The temporary folder of a whole test run, from pytest's `tmp_path_factory`; under pytest-xdist each
+    worker's own lies in it."""
+    own = Path(factory.getbasetemp())
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lotterykit._cuda", path)
+    # Under a name of its own: pybind11 hands out the real module again for a second one of the same name.
+    spec = importlib.util.spec_from_file_location("emulated._cuda", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -45,7 +45,7 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def module(compiler, tmp_path_factory):
-    return emulated.load(emulated.build(tmp_path_factory.mktemp("emulated"), *compiler))
+    return emulated.load(emulated.build_once(emulated.run_folder(tmp_path_factory), *compiler))
 
 
 @pytest.fixture(scope="module", params=[(), emulated.ADDRESS], ids=["plain", "address"])

@@ -35,7 +35,7 @@ def module(tmp_path_factory) -> ModuleType:
         tools = setup["find_cxx"](), setup["find_pybind11"]()
     except Exception as why:
         pytest.skip(str(why))
-    return emulated.load(emulated.build(tmp_path_factory.mktemp("emulated"), *tools))
+    return emulated.load(emulated.build_once(emulated.run_folder(tmp_path_factory), *tools))
 
 
 @pytest.fixture(params=[None, 1], ids=["in order", "shuffled"])
