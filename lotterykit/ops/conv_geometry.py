@@ -141,6 +141,10 @@ def of_torch(x: Tensor, geometry: list[int]) -> tuple[Tensor, tuple[Any, ...]]:
     """x, padded where its padding is uneven, and (stride, padding, dilation, groups) of torch's functions."""
     _, _, sh, sw, top, bottom, left, right, dh, dw, groups = geometry
     padding = [top, left]
+    if x.shape[-3] == 1:
+        # Images of one channel have two valid layouts; torch's float32 convolution with AVX-512 can be
+        # wrong on that of channels-last (torch 2.13, some strides), so they take the plain one: a view.
+        x = x.squeeze(-3).unsqueeze(-3)
     if not even(geometry):
         x, padding = F.pad(x, (left, right, top, bottom)), [0, 0]
     return x, ([sh, sw], padding, [dh, dw], groups)

@@ -52,6 +52,18 @@ def test_250_cases_keep_the_bound_on_every_implementation(dtype, seed):
         assert bounds.backward(backward_reference(*gradient)), number
 
 
+def test_the_reference_holds_where_torch_crashes_on_channels_last():
+    """float32 images narrower than their padding, with AVX-512; a crash ends the whole test run."""
+    for shape, kernel, dilation, groups in (((2, 2, 17, 1), (4, 1), 2, 1), ((33, 15, 8, 1), 1, (1, 2), 3)):
+        x = torch.randn(shape).to(memory_format=torch.channels_last)
+        geometry = geometry_of("test", kernel, 2, 1, dilation, groups)
+        csr = CSR.from_mask(torch.rand(24, shape[1] // groups * geometry[0] * geometry[1]) < 0.5)
+        values = torch.randn(csr.nnz)
+        y = sparse_conv2d_reference(x, values, csr.tensors, None, False, geometry)
+        wide = sparse_conv2d_reference(x.double(), values.double(), csr.tensors, None, False, geometry)
+        torch.testing.assert_close(y, wide.float())
+
+
 def test_the_bounds_catch_wrong_results():
     case = next(
         c for c in cases(500, 1, torch.float32) if c.csr.nnz > 9 and min(c.g.shape) > 3 and not c.relu
