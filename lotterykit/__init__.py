@@ -29,6 +29,7 @@ _NAMES = {
     "recovery": "lotterykit.planting.recovery:recovery",
     "targets": "lotterykit.planting.targets:",
     "bound": "lotterykit.planting.bound:",
+    "Loaders": "lotterykit.training.source:Loaders",
     "Recipe": "lotterykit.training.recipe:Recipe",
     "recipe": "lotterykit.experiments.recipes:paper_recipe",
     "RunResult": "lotterykit.training.replicas:RunResult",

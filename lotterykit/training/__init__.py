@@ -5,9 +5,11 @@ from lotterykit.training.recipe import EarlyStop, Recipe, Split
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
 from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.single import TrainResult, train
+from lotterykit.training.source import Loaders
 
 __all__ = [
     "EarlyStop",
+    "Loaders",
     "Recipe",
     "RunResult",
     "RunSpec",

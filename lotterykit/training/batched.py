@@ -19,7 +19,7 @@ from torch import Tensor
 from lotterykit.training.optimizer import make_optimizer
 from lotterykit.training.recipe import batch_order, metrics
 from lotterykit.training.replicas import RunResult, RunSpec
-from lotterykit.training.single import EVALUATION_BATCH
+from lotterykit.training.source import EVALUATION_BATCH
 
 ALIGN = 16  # floats in 64 bytes
 GATHER = 1 << 22  # input values gathered at once
@@ -82,20 +82,24 @@ class TorchBatch:
         return {k: (v if k == "step" else v[r]).cpu().clone() for k, v in tensors.items()}
 
     @torch.no_grad()
-    def train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
-        """Train to the end, or for `steps` steps."""
+    def train(
+        self, steps: int | None, progress: Callable[[int], None] | None, first: int = 0
+    ) -> list[RunResult]:
+        """Train from step `first` to the end, or until step `steps`."""
         with one_thread():
-            return self._train(steps, progress)
+            return self._train(steps, progress, first)
 
-    def _train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
+    def _train(
+        self, steps: int | None, progress: Callable[[int], None] | None, first: int = 0
+    ) -> list[RunResult]:
         recipe = self.recipe
         per_epoch = -(-len(self.specs[0].data.x_train) // recipe.batch_size)
         total = recipe.epochs * per_epoch
-        limit = total if steps is None else min(steps, total)
+        limit = max(first, total if steps is None else min(steps, total))
         evaluations: list[list[list[dict[str, float]]]] = []
         taken: list[int] = []
-        batches: Iterator[tuple[Tensor, Tensor]] = iter(())
-        for stretch in recipe.stretches(per_epoch, limit):
+        batches = self._batches(first // per_epoch, first % per_epoch)
+        for stretch in recipe.stretches(per_epoch, limit, first):
             if stretch.first % per_epoch == 0:
                 self._begin(stretch.epoch)
                 batches = self._batches(stretch.epoch)
@@ -133,14 +137,15 @@ class TorchBatch:
         weights = {name: self.values[name][r].cpu().clone() for name in self.names}
         return RunResult(weights, {}, optimizer=self._state(r), masks=dict(self.specs[r].masks or {}))
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches x `[R, B, in]`, y `[R, B(, out)]`, each replica in its own order; gathered in blocks."""
+    def _batches(self, epoch: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches x `[R, B, in]`, y `[R, B(, out)]` after the first `skip`, each replica in its own order;
+        gathered in blocks."""
         data = [spec.data for spec in self.specs]
         n, size = len(data[0].x_train), self.recipe.batch_size
         orders = [batch_order(n, spec.seed, epoch) for spec in self.specs]
         per_batch = len(data) * size * max(1, data[0].x_train[0].numel())
         block = size * max(1, GATHER // per_batch)
-        for start in range(0, n, block):
+        for start in range(skip * size, n, block):
             parts = [order[start : start + block] for order in orders]
             x = torch.stack([d.x_train[i] for d, i in zip(data, parts, strict=True)]).to(self.device)
             y = torch.stack([d.y_train[i] for d, i in zip(data, parts, strict=True)]).to(self.device)

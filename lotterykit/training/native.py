@@ -91,16 +91,18 @@ class NativeBatch:
         addresses.append(0 if pruned is None else pruned.data_ptr())
         return list(spec.layers), addresses, [starts[0::2], starts[1::2]]
 
-    def train(self, steps: int | None, progress: Callable[[int], None] | None) -> list[RunResult]:
-        """Train to the end, or for `steps` steps."""
+    def train(
+        self, steps: int | None, progress: Callable[[int], None] | None, first: int = 0
+    ) -> list[RunResult]:
+        """Train from step `first` to the end, or until step `steps`."""
         recipe, n = self.specs[0].recipe, len(self.specs[0].data.x_train)
         per_epoch = -(-n // recipe.batch_size)
         total = recipe.epochs * per_epoch
-        limit = total if steps is None else min(steps, total)
-        before = [_steps_before(spec) for spec in self.specs]
+        limit = max(first, total if steps is None else min(steps, total))
+        before = [_steps_before(spec) - first for spec in self.specs]
         evaluations: list[list[list[dict[str, float]]]] = []
         taken: list[int] = []
-        for stretch in recipe.stretches(per_epoch, limit):
+        for stretch in recipe.stretches(per_epoch, limit, first):
             if stretch.first % per_epoch == 0:
                 self._begin(stretch.epoch)
             found = self._run(stretch, per_epoch, before, final=stretch.last == limit)

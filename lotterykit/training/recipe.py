@@ -114,9 +114,9 @@ class Recipe:
             rate *= self.gamma ** sum(passed >= milestone for milestone in self.milestones)
         return rate * step / self.warmup if step < self.warmup else rate
 
-    def stretches(self, per_epoch: int, limit: int) -> Iterator[Stretch]:
-        """The first `limit` steps, cut at the ends of epochs of `per_epoch` steps and at evaluations."""
-        step, every = 0, self.evaluate_every
+    def stretches(self, per_epoch: int, limit: int, first: int = 0) -> Iterator[Stretch]:
+        """The steps [first, limit), cut at the ends of epochs of `per_epoch` steps and at evaluations."""
+        step, every = first, self.evaluate_every
         while step < limit:
             epoch = step // per_epoch
             end = min((epoch + 1) * per_epoch, limit)
@@ -141,9 +141,13 @@ def early_stop(
 
 def batch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order `[n]` in which epoch `epoch` visits the samples: depends on `seed` and `epoch` alone."""
-    digest = hashlib.blake2b(f"batch order {seed} {epoch}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(derived_seed(f"batch order {seed} {epoch}"))
     return torch.randperm(n, generator=generator)
+
+
+def derived_seed(text: str) -> int:
+    """A seed in [0, 2**63) for what `text` names."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def loss_value(output: Tensor, y: Tensor, loss: str) -> Tensor:

@@ -15,7 +15,7 @@ from lotterykit.nn.models import mlp
 from lotterykit.ops import dispatch
 from lotterykit.training.recipe import EarlyStop, Recipe, Split, early_stop
 from lotterykit.training.scored import ScoreTraining, check_training
-from lotterykit.training.single import check_split, check_validation
+from lotterykit.training.source import check_split, check_steps, check_validation
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def train_replicas(
     specs: Sequence[RunSpec],
     *,
     device: str | torch.device = "cpu",
+    first: int = 0,
     steps: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[RunResult]:
@@ -97,13 +98,13 @@ def train_replicas(
 
     The native engine computes on kept weights alone, on `torch.get_num_threads()` threads over replicas; the
     reference runs specs of one shape and recipe in batches of 16 on one thread. A replica's result depends
-    on its spec alone, bitwise, per engine and instruction set. `steps` stops early; `progress` is called
-    after each epoch with the number of replica-epochs it finished.
+    on its spec alone, bitwise, per engine and instruction set. `first`: the schedule and the order of the
+    batches go on from this step, as after rewinding to it (not with scores); `steps`: stops after that
+    step; `progress` is called after each epoch with the number of replica-epochs it finished.
     Raises `ArgumentError` on weights, masks or data that do not fit the layers, and where there is no such
     device.
     """
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise ArgumentError(f"steps must be None or an int of at least 0, got {steps!r}")
+    check_steps(first, steps)
     wanted, there = torch.device(device), torch.cuda.device_count()
     if wanted.type == "cuda" and (wanted.index or 0) >= there:
         raise ArgumentError(
@@ -112,13 +113,15 @@ def train_replicas(
     groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)
+        if first and spec.scores is not None:
+            raise ArgumentError(f"spec {i}: score training starts at step 0, first is {first}")
         engine = _engine(spec, device)
         groups.setdefault((engine, engine.group_key(spec)), []).append(i)
     results: dict[int, RunResult] = {}
     for (engine, _), members in groups.items():
         for start in range(0, len(members), engine.most):
             chunk = members[start : start + engine.most]
-            trained = engine([specs[i] for i in chunk], torch.device(device)).train(steps, progress)
+            trained = engine([specs[i] for i in chunk], torch.device(device)).train(steps, progress, first)
             results.update(zip(chunk, trained, strict=True))
     return [results[i] for i in range(len(specs))]
 

@@ -6,7 +6,6 @@ epoch keeps, and how ties fall.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError, check_density, unknown_name
+from lotterykit.training.recipe import derived_seed
 
 METHODS = ("edge-popup", "gem-miner")
 SCOPES = ("layer", "global")
@@ -108,7 +108,7 @@ class ScoreTraining:
 def tie_seed(seed: int, group: int) -> int:
     """The seed of `topk_mask` for the ties of group number `group` of a run with seed `seed`: the same in
     every step, so that a mask is a function of the scores alone."""
-    return _derived(f"score ties {seed} {group}")
+    return derived_seed(f"score ties {seed} {group}")
 
 
 def initial_scores(
@@ -121,7 +121,7 @@ def initial_scores(
     """
     if training.start is not None:
         return {name: training.start[name].detach().clone() for name in training.names(shapes)}
-    generator = torch.Generator().manual_seed(_derived(f"scores {seed}"))
+    generator = torch.Generator().manual_seed(derived_seed(f"scores {seed}"))
     found = {}
     for name in training.names(shapes):
         drawn = torch.rand(tuple(shapes[name]), generator=generator, dtype=torch.float64)
@@ -161,7 +161,3 @@ def check_training(
             raise ArgumentError(f"gem-miner's scores lie in [0, 1], those of {name!r} do not")
         if bool(scores.isnan().any()):
             raise ArgumentError(f"start scores of {name!r} hold NaN")
-
-
-def _derived(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.evaluation import evaluating
@@ -15,24 +16,25 @@ from lotterykit.training.recipe import (
     EarlyStop,
     Recipe,
     Split,
-    batch_order,
+    derived_seed,
     early_stop,
     loss_value,
     metrics,
 )
-
-EVALUATION_BATCH = 4096
+from lotterykit.training.source import Augment, Loaders, Pair, check_steps, source_of
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """`metrics` of the test split after training; `curve`: those of each evaluation, after `steps` steps;
-    `validation`: the validation data's beside them, empty without such data."""
+    `validation`: the validation data's beside them, empty without such data; `optimizer`: its state as
+    "parameter/name" -> tensor, for `train(optimizer=...)`."""
 
     metrics: dict[str, float]
     curve: list[dict[str, float]]
     steps: list[int] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
 
     def early_stop(self) -> EarlyStop:
         """The evaluation of least validation loss; raises `ArgumentError` without validation data."""
@@ -41,81 +43,93 @@ class TrainResult:
 
 def train(
     model: nn.Module,
-    data: Split | tuple[Tensor, Tensor, Tensor, Tensor],
+    data: Split | Loaders | tuple[Tensor, Tensor, Tensor, Tensor],
     recipe: Recipe,
     *,
     masks: Mapping[str, Tensor] | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: Pair | None = None,
     seed: int = 0,
+    first: int = 0,
     steps: int | None = None,
+    optimizer: Mapping[str, Tensor] | None = None,
+    augment: Augment | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place; pruned weights stay exactly zero.
 
+    `data`: tensors, or `Loaders` for batches of any kind, whose number is an epoch and whose size is theirs.
     `masks` defaults to those the model carries. `validation`: x and y that are evaluated beside the test
-    split, for `TrainResult.early_stop`. `seed` fixes the order of the batches; the last batch of
-    an epoch may be smaller. `steps` stops early; `on_step` is called after each step with its number.
-    Raises `ArgumentError` on data of unequal length.
+    split, for `TrainResult.early_stop`. `seed` fixes the order of the batches and what a step draws from
+    torch's generators (dropout), which are left as they were; the last batch of an epoch may be smaller.
+    `first`: the schedule and the batches go on from this step, as after rewinding to it; `steps`: stops after
+    that step. A training cut in two, `optimizer` handed on, ends bitwise like one in a piece. `augment(x,
+    seed, step)` changes the images of a step, as `lk.data.flip_and_crop` does. `on_step` is called after
+    each step with its number.
+    Raises `ArgumentError` on data of unequal length and on an optimizer's state of another network.
     """
-    data = check_split(Split(*data))
-    check_validation(validation)
     check_seed(seed)
-    optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad], recipe)
-    mask_optimizer_(optimizer, model, masks)
-    n, size = len(data.x_train), recipe.batch_size
-    per_epoch = -(-n // size)
-    total = recipe.epochs * per_epoch
+    check_steps(first, steps)
+    source = source_of(data, recipe, validation, seed, augment)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    torch_optimizer = make_optimizer([p for _, p in trained], recipe)
+    if optimizer is not None:
+        _continue(torch_optimizer, trained, optimizer)
+    mask_optimizer_(torch_optimizer, model, masks)
+    total = recipe.epochs * source.per_epoch
+    limit = max(first, total if steps is None else min(steps, total))
     result = TrainResult({}, [])
-    for stretch in recipe.stretches(per_epoch, total if steps is None else min(steps, total)):
-        model.train()
-        batches = batch_order(n, seed, stretch.epoch).split(size)
-        for step in range(stretch.first, stretch.last):
-            indices = batches[step % per_epoch]
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate(step, per_epoch)
-            optimizer.zero_grad(set_to_none=True)
-            loss_value(model(data.x_train[indices]), data.y_train[indices], recipe.loss).backward()
-            optimizer.step()
-            if on_step is not None:
-                on_step(step + 1)
-        if stretch.evaluates:
-            result.steps.append(stretch.last)
-            result.curve.append(evaluate(model, data, recipe.loss))
-            if validation is not None:
-                result.validation.append(metrics(predict(model, validation[0]), validation[1], recipe.loss))
-    last = result.curve[-1] if result.curve else evaluate(model, data, recipe.loss)
-    return replace(result, metrics=last)
+    place = next(model.parameters()).device
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        batches = source.epoch(first // source.per_epoch, first % source.per_epoch)
+        for stretch in recipe.stretches(source.per_epoch, limit, first):
+            model.train()
+            if stretch.first % source.per_epoch == 0:
+                batches = source.epoch(stretch.epoch, 0)
+            for step in range(stretch.first, stretch.last):
+                x, y = (part.to(place) for part in next(batches))
+                for group in torch_optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate(step, source.per_epoch)
+                torch.manual_seed(derived_seed(f"step {seed} {step}"))
+                torch_optimizer.zero_grad(set_to_none=True)
+                loss_value(model(x), y, recipe.loss).backward()
+                torch_optimizer.step()
+                if on_step is not None:
+                    on_step(step + 1)
+            if stretch.evaluates:
+                found = [_evaluated(model, test, recipe.loss) for test in source.tests()]
+                result.steps.append(stretch.last)
+                result.curve.append(found[0])
+                result.validation.extend(found[1:])
+    last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
+    return replace(result, metrics=last, optimizer=_state(torch_optimizer, trained))
 
 
-def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """Outputs `[N, ...]` of `model` in evaluation mode, without gradients, in batches."""
+def _evaluated(model: nn.Module, batches: Iterable[Pair], loss: str) -> dict[str, float]:
+    """The metrics of all batches together, in evaluation mode, without gradients."""
+    place = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        return torch.cat([model(part) for part in x.split(EVALUATION_BATCH)])
+        pairs = [(model(x.to(place)), y.to(place)) for x, y in batches]
+    return metrics(torch.cat([o for o, _ in pairs]), torch.cat([y for _, y in pairs]), loss)
 
 
-def evaluate(model: nn.Module, data: Split, loss: str) -> dict[str, float]:
-    """The metrics of the test split."""
-    return metrics(predict(model, data.x_test), data.y_test, loss)
+def _state(optimizer: Optimizer, trained: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, by parameter and name."""
+    return {
+        f"{name}/{key}": value.detach().cpu().clone()
+        for name, parameter in trained
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
 
 
-def check_split(data: Split) -> Split:
-    """`data`, or `ArgumentError` where a half is empty or inputs and targets differ in number."""
-    for half, x, y in (("train", data.x_train, data.y_train), ("test", data.x_test, data.y_test)):
-        if len(x) != len(y) or len(x) == 0:
-            raise ArgumentError(f"{half} data needs as many inputs as targets, got {len(x)} and {len(y)}")
-    return data
-
-
-def check_validation(validation: tuple[Tensor, Tensor] | None) -> None:
-    """Raises `ArgumentError` unless `validation` is None or as many inputs as targets, at least one."""
-    if validation is None:
-        return
-    if (
-        not isinstance(validation, tuple | list)
-        or len(validation) != 2
-        or not all(isinstance(part, Tensor) for part in validation)
-    ):
-        raise ArgumentError(f"validation must be None or two tensors, x and y, got {validation!r:.80}")
-    x, y = validation
-    if len(x) != len(y) or len(x) == 0:
-        raise ArgumentError(f"validation data needs as many inputs as targets, got {len(x)} and {len(y)}")
+def _continue(
+    optimizer: Optimizer, trained: list[tuple[str, nn.Parameter]], state: Mapping[str, Tensor]
+) -> None:
+    """Take up what `_state` gave."""
+    parameters = dict(trained)
+    for label, value in state.items():
+        name, _, key = label.rpartition("/")
+        if name not in parameters or (key != "step" and value.shape != parameters[name].shape):
+            raise ArgumentError(f"the optimizer's state {label!r} {list(value.shape)} is of another network")
+        place = parameters[name].device
+        optimizer.state[parameters[name]][key] = value.detach().clone().to(place)

@@ -15,7 +15,6 @@ from lotterykit.nn.models import mlp
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.replicas import RunSpec, train_replicas
 from lotterykit.training.scored import ScoreTraining
-from lotterykit.training.single import predict
 
 
 def split(seed: int) -> Split:
@@ -93,7 +92,7 @@ def test_evaluation_is_that_of_the_masked_network(density: float) -> None:
         for name, parameter in network.named_parameters():
             if name in masks:
                 parameter *= masks[name]
-    assert torch.allclose(found, predict(network, data.x_train), rtol=1e-12, atol=1e-14)
+        assert torch.allclose(found, network(data.x_train), rtol=1e-12, atol=1e-14)
 
 
 def test_a_network_without_hidden_layers() -> None:
