@@ -21,6 +21,8 @@ _NAMES = {
     "convert_": "lotterykit.nn.convert:convert_",
     "revert_": "lotterykit.nn.convert:revert_",
     "Pruner": "lotterykit.pruning.prune:Pruner",
+    "layer_densities": "lotterykit.pruning.allocation:layer_densities",
+    "level_masks": "lotterykit.pruning.levels:level_masks",
     "prune_": "lotterykit.pruning.prune:prune_",
     "scores": "lotterykit.pruning.scores:scores",
     "Planted": "lotterykit.planting.plant:Planted",

@@ -13,7 +13,7 @@ class GridFlags:
     task: str | None = None
     """circle, relu, helix."""
     method: str | None = None
-    """random, magnitude, snip, grasp, synflow, edge-popup, ...: lotterykit list methods."""
+    """random, magnitude, snip, grasp, synflow, prospr, edge-popup, ...: lotterykit list methods."""
     density: str | None = None
     """Kept / total, in (0, 1], or truth: the planted ticket's."""
     pipeline: str | None = None

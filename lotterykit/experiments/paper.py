@@ -14,10 +14,11 @@ from typing import Any
 
 from lotterykit.errors import unknown_name
 from lotterykit.experiments.grid import Grid
-from lotterykit.experiments.spec import EDGE_POPUP, LADDER, METHODS, TASK_NAMES, CellSpec
+from lotterykit.experiments.spec import EDGE_POPUP, LADDER, TASK_NAMES, CellSpec
 
 DENSITIES: tuple[float | str, ...] = (0.01, 0.1, 0.5, 1.0, "truth")
 GAINS = (1.0, 0.0)
+METHODS = ("random", "magnitude", "snip", "grasp", "synflow")  # the scores that P0 compares
 
 # What `reduced` runs instead: every kind of cell of a figure, in seconds.
 SMALL = {"samples": 200, "epochs": 1, "width": 40}

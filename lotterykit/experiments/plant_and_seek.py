@@ -139,9 +139,11 @@ def _prune_by_scores(search: Search, density: float) -> None:
         return
     if search.network is None:
         search.network = _network(search.weights)
+    inner = {"lr": cell.lr} if "lr" in SCORES[cell.method].options else None
     pruner = Pruner(
         search.network, cell.method, density=density, rounds=cell.rounds, scope=cell.scope, data=[batch],
-        loss_fn=_loss_fn(cell), invert=cell.invert, seed=derive_seed(cell.seed, f"prune {density!r}"),
+        loss_fn=_loss_fn(cell), options=inner, invert=cell.invert,
+        seed=derive_seed(cell.seed, f"prune {density!r}"),
     )  # fmt: skip
     search.masks = pruner.run()
     search.rounds += pruner.history

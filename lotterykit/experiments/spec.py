@@ -22,7 +22,7 @@ MAX_COUNT = 10**6  # epochs, rounds, ...: far beyond any use, so that a slip is 
 BATCH = 64  # cells a batch: all of a seed, which share data, mothers and equal trainings
 
 Task = Literal["circle", "relu", "helix"]
-Scored = Literal["random", "magnitude", "snip", "grasp", "synflow"]
+Scored = Literal["random", "magnitude", "snip", "grasp", "synflow", "prospr"]
 EdgePopup = Literal["edge-popup", "edge-popup-annealed", "edge-popup-global"]
 Ladder = Literal[
     "oracle-densities", "oracle-neurons", "oracle-less-50", "oracle-less-30", "oracle-less-10"
@@ -58,7 +58,8 @@ class CellSpec(BaseModel):
     (regression). `shots`, `shot_epochs` and `reset` belong to multi-shot alone, `score_epochs` and
     `score_lr` to edge-popup. `planted=False` leaves the mother as it is: found tickets are then compared
     with where the ticket would have been planted. `scaled_init` divides the standard deviation of the
-    mother's weights by sqrt(density).
+    mother's weights by sqrt(density). prospr's inner steps of SGD take `lr` too: its published .1 diverges in
+    most planted networks.
     Raises `ArgumentError`, one line, for unknown names and values out of range.
     """
 

@@ -1,4 +1,4 @@
-"""Prune a network: score + scope + schedule + exact count."""
+"""Prune a network: score + scope or allocation + schedule + exact count."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lotterykit.nn.convert import convert_
 from lotterykit.ops.guess import Guess
 from lotterykit.ops.synflow_masks import rounded
 from lotterykit.ops.topk_mask import topk_mask
+from lotterykit.pruning.allocation import Allocation, Course, layer_courses
 from lotterykit.pruning.flow import live_weights
 from lotterykit.pruning.rounds import synflow_rounds
 from lotterykit.pruning.schedules import SCHEDULES, density_after
@@ -54,7 +55,8 @@ class Pruner:
         density: float,
         rounds: int = 1,
         schedule: str = "exponential",
-        scope: str = "global",
+        scope: str | None = None,
+        allocation: Allocation | None = None,
         data: Batches | None = None,
         loss_fn: LossFn | None = None,
         example_input: Tensor | None = None,
@@ -63,9 +65,9 @@ class Pruner:
         prune_bias: bool = False,
         seed: int = 0,
     ) -> None:
-        for kind, value, valid in (("scope", scope, SCOPES), ("schedule", schedule, SCHEDULES)):
-            if value not in valid:
-                raise unknown_name(kind, value, valid)
+        scope = _scope(scope, allocation, prune_bias)
+        if schedule not in SCHEDULES:
+            raise unknown_name("schedule", schedule, SCHEDULES)
         if isinstance(method, str) and method not in SCORES:
             raise unknown_name("method", method, SCORES)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -81,7 +83,10 @@ class Pruner:
         self.prune_bias, self.seed = prune_bias, check_seed(seed)
         carried = _competing(model, prune_bias)
         self.start = carried.density(biases=True)
-        for group in _groups(carried, scope):
+        self.courses: dict[str, Course] | None = None
+        if allocation is not None:
+            self.courses = layer_courses(model, carried, allocation, self.density)
+        for group in _groups(carried, scope) if self.courses is None else ():
             kept, total = (sum(column) for column in zip(*(carried.counts()[n] for n in group), strict=True))
             if round(self.density * total) > kept:
                 raise ArgumentError(
@@ -148,6 +153,12 @@ class Pruner:
 
     def _counts(self, number: int, before: Mapping[str, tuple[int, int]]) -> list[tuple[list[str], int, int]]:
         """(names, kept, seed of ties) of each group that round `number` counts; `before`: (kept, total)."""
+        if self.courses is not None:
+            return [
+                ([name], course.after(self.schedule, number, self.rounds, before[name][0]),
+                 tie_seed(self.seed, number, name))
+                for name, course in self.courses.items()
+            ]  # fmt: skip
         target = density_after(
             self.schedule, end=self.density, round=number, rounds=self.rounds, start=self.start
         )
@@ -155,7 +166,7 @@ class Pruner:
         for group in _groups(before, self.scope):
             allowed, total = (sum(column) for column in zip(*(before[name] for name in group), strict=True))
             kept = min(round(target * total), allowed)
-            found.append((group, kept, _tie_seed(self.seed, number, group[0])))
+            found.append((group, kept, tie_seed(self.seed, number, group[0])))
         return found
 
     def _select(self, found: dict[str, Tensor], before: Masks, number: int) -> Masks:
@@ -195,9 +206,10 @@ def prune_(
     method: str | ScoreFn,
     *,
     density: float,
-    scope: str = "global",
+    scope: str | None = None,
     rounds: int | None = None,
     schedule: str = "exponential",
+    allocation: Allocation | None = None,
     data: Batches | None = None,
     loss_fn: LossFn | None = None,
     example_input: Tensor | None = None,
@@ -209,18 +221,21 @@ def prune_(
     """Prune `model` in place to exactly `round(density * n)` weights and return its masks.
 
     method: a name of `SCORES` or a callable, as in `scores`, which explains data, loss_fn, example_input,
-    options and invert. scope: "global" counts over all layers, "local" in each. rounds: scores and
-    prunes that often along `schedule` (default 1, SynFlow 100), from the masks the model has; a pruned
-    weight never returns. Plain and sparse layers become masked ones in place. Only weights compete unless
-    `prune_bias`. Ties go by a seeded bijection. `Pruner` gives the same with a report per round.
-    Raises `ArgumentError` on density outside (0, 1], NaN scores and unknown names; masks then stay.
+    options and invert. scope: "global" (default) counts over all layers, "local" in each. allocation:
+    shares the count out among the layers, as `layer_densities` does; scope "global" and `prune_bias` exclude
+    it. rounds: scores and prunes that often along `schedule` (default 1, SynFlow 100), from the masks the
+    model has; a pruned weight never returns; with an allocation each layer goes from the density it has to
+    its own along the schedule. Plain and sparse layers become masked ones in place. Only weights compete
+    unless `prune_bias`. Ties go by a seeded bijection. `Pruner` gives the same with a report per round.
+    Raises `ArgumentError` on density outside (0, 1] or out of the allocation's reach, NaN scores and unknown
+    names; masks then stay.
     """
     if rounds is None:
         rounds = DEFAULT_ROUNDS.get(method, 1) if isinstance(method, str) else 1
     pruner = Pruner(
-        model, method, density=density, rounds=rounds, schedule=schedule, scope=scope, data=data,
-        loss_fn=loss_fn, example_input=example_input, options=options, invert=invert,
-        prune_bias=prune_bias, seed=seed,
+        model, method, density=density, rounds=rounds, schedule=schedule, scope=scope,
+        allocation=allocation, data=data, loss_fn=loss_fn, example_input=example_input, options=options,
+        invert=invert, prune_bias=prune_bias, seed=seed,
     )  # fmt: skip
     before = _competing(model, prune_bias)
     try:
@@ -228,6 +243,21 @@ def prune_(
     except BaseException:
         before.apply_(model)
         raise
+
+
+def _scope(scope: str | None, allocation: Allocation | None, biases: bool) -> str:
+    """The scope that was asked for, or the one that goes without saying."""
+    if scope is not None and scope not in SCOPES:
+        raise unknown_name("scope", scope, SCOPES)
+    if allocation is None:
+        return scope or "global"
+    if scope == "global":
+        raise ArgumentError(
+            'scope="global" counts over all layers together, an allocation counts in each: pass one of them'
+        )
+    if biases:
+        raise ArgumentError("an allocation shares weights out among layers: it excludes prune_bias=True")
+    return "local"
 
 
 def _groups(masks: Mapping[str, object], scope: str) -> list[list[str]]:
@@ -249,7 +279,7 @@ def _competing(model: nn.Module, biases: bool) -> Masks:
     return Masks(masks)
 
 
-def _tie_seed(seed: int, number: int, name: str) -> int:
+def tie_seed(seed: int, number: int, name: str) -> int:
     """Layers pruned locally and rounds break their ties independently."""
     digest = hashlib.blake2b(f"ties {seed} {number} {name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

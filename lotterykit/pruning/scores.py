@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.mask import prunable_layers, refuse_sparse
@@ -19,6 +21,7 @@ from lotterykit.pruning.flow import flow, one_input, without_bias
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 ScoreFn = Callable[[nn.Module, Batches, LossFn], Mapping[str, Tensor]]
+LISTS = "pass a list of batches or a DataLoader"
 
 
 @dataclass(frozen=True)
@@ -57,29 +60,53 @@ class Scoring:
         """The loss of each batch, outputs divided by `temperature` (None: 200 for classes, 1 for values).
 
         `again` says that the data will be read more than once, which a one-shot iterator cannot serve."""
+        data, loss_fn = self.readable()
+        if temperature is not None and not temperature > 0:
+            raise ArgumentError(f"temperature divides the outputs and must be > 0, got {temperature!r}")
+        if again and isinstance(data, Iterator):
+            raise ArgumentError(
+                f"data is a one-shot iterator, and this method reads it more than once: {LISTS}"
+            )
+        count = 0
+        for x, y in data:
+            count += 1
+            default = 1.0 if y.is_floating_point() else 200.0
+            divisor = default if temperature is None else temperature
+            output = self.model(x)
+            yield loss_fn(output if divisor == 1.0 else output / divisor, y)
+        if count == 0:
+            raise ArgumentError("data holds no batch")
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The data's first `count` batches, from its start again where it holds fewer.
+
+        Raises `ArgumentError` where it holds none, and where a one-shot iterator runs out."""
+        data, _ = self.readable()
+        read = 0
+        while read < count:
+            before = read
+            for batch in data:
+                yield batch
+                read += 1
+                if read == count:
+                    return
+            if isinstance(data, Iterator):
+                raise ArgumentError(
+                    f"data is a one-shot iterator of {read} batches, and this method reads {count}: {LISTS}"
+                )
+            if read == before:
+                raise ArgumentError("data holds no batch")
+
+    def readable(self) -> tuple[Batches, LossFn]:
+        """Data and loss; raises `ArgumentError` where they are missing or a scored weight is frozen."""
         frozen = [name for name, p in zip(self.names, self.parameters, strict=True) if not p.requires_grad]
         if frozen:
             raise ArgumentError(
                 f"this method scores by gradients, but {', '.join(frozen)} has requires_grad=False"
             )
-        if temperature is not None and not temperature > 0:
-            raise ArgumentError(f"temperature divides the outputs and must be > 0, got {temperature!r}")
         if self.data is None or self.loss_fn is None:
             raise ArgumentError("this method scores on data: pass data (batches of (x, y)) and loss_fn")
-        if again and isinstance(self.data, Iterator):
-            raise ArgumentError(
-                "data is a one-shot iterator, and this method reads it more than once: pass a list of "
-                "batches or a DataLoader"
-            )
-        count = 0
-        for x, y in self.data:
-            count += 1
-            default = 1.0 if y.is_floating_point() else 200.0
-            divisor = default if temperature is None else temperature
-            output = self.model(x)
-            yield self.loss_fn(output if divisor == 1.0 else output / divisor, y)
-        if count == 0:
-            raise ArgumentError("data holds no batch")
+        return self.data, self.loss_fn
 
     def input_like(self) -> Tensor:
         """One input: of `example_input`, else the data's first, else one for a first linear layer."""
@@ -103,8 +130,9 @@ def scores(
     """Parameter name -> score of each weight (and bias with `prune_bias`), higher = keep.
 
     method: a name of `SCORES`, or a callable `(model, batches, loss_fn) -> {name: scores}`.
-    data: batches `(x, y)`; loss_fn: `(output, y) -> scalar`; both for snip and grasp only.
-    options: grasp's `temperature` (default 200 for classes, 1 for values), synflow's `bias` (default True).
+    data: batches `(x, y)`; loss_fn: `(output, y) -> scalar`; both for snip, grasp and prospr only.
+    options: grasp's `temperature` (default 200 for classes, 1 for values), synflow's `bias` (default True),
+    prospr's `steps` (default 3) and `lr` (default 0.1).
     invert: negates every score, so that the lowest are kept (the published 1 / score does not reverse
     signed ones). The model runs in evaluation mode and is left as it was; scores of weights that its
     masks prune carry no meaning. Raises `ArgumentError` on unknown names, missing data and sparse layers.
@@ -191,6 +219,39 @@ def grasp(s: Scoring) -> dict[str, Tensor]:
     return _divided(s.names, found, 1e-10 + abs(sum(float(f.double().sum()) for f in found)))
 
 
+def prospr(s: Scoring) -> dict[str, Tensor]:
+    """|dL/dm| of a mask m that multiplies the weights once, before `steps` steps of SGD: L is the loss after
+    them, differentiated through every step (Alizadeh et al. 2022; steps 3, lr 0.1).
+
+    Each step, and then L, reads one batch more; the steps train every parameter that requires a gradient.
+    Raises `ArgumentError` where L is not finite.
+    """
+    steps, lr = s.options.get("steps", 3), s.options.get("lr", 0.1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ArgumentError(f"prospr's steps must be an int >= 0, got {steps!r}")
+    if isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf:
+        raise ArgumentError(f"prospr's lr must be a finite number > 0, got {lr!r}")
+    _, loss_fn = s.readable()
+    first = {n: p.detach().requires_grad_() for n, p in s.model.named_parameters() if p.requires_grad}
+    weights = s.kept([p.detach() for p in s.parameters])
+    first |= {name: w.requires_grad_() for name, w in zip(s.names, weights, strict=True)}
+    values = dict(first)
+    for step, (x, y) in enumerate(s.batches(steps + 1)):
+        loss = loss_fn(functional_call(s.model, values, (x,)), y)
+        if step == steps:
+            break
+        slopes = torch.autograd.grad(loss, list(values.values()), create_graph=True, allow_unused=True)
+        pairs = zip(values.items(), slopes, strict=True)
+        values = {name: v if slope is None else v - lr * slope for (name, v), slope in pairs}
+    if not math.isfinite(end := float(loss.detach())):
+        raise ArgumentError(f"prospr's {steps} steps at lr {lr:g} end at a loss of {end}: lower lr")
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+    found = [
+        torch.zeros_like(w) if g is None else (w * g).abs() for w, g in zip(weights, slopes, strict=True)
+    ]
+    return {name: f.detach() for name, f in zip(s.names, s.kept(found), strict=True)}
+
+
 def synflow(s: Scoring) -> dict[str, Tensor]:
     """|w dR/dw| / R in float64, R the sum of outputs for an all-ones input with every parameter and
     running statistic replaced by its absolute value (Tanaka et al. 2020; as published).
@@ -231,5 +292,6 @@ SCORES: dict[str, Score] = {
     "magnitude": Score(magnitude),
     "snip": Score(snip, reads_data=True),
     "grasp": Score(grasp, ("temperature",), reads_data=True),
+    "prospr": Score(prospr, ("steps", "lr"), reads_data=True),
     "synflow": Score(synflow, ("bias",), rounded=True),
 }

@@ -23,6 +23,7 @@ STYLES = {
     "snip": ("#D55E00", "s"),
     "grasp": ("#009E73", "^"),
     "synflow": ("#CC79A7", "D"),
+    "prospr": ("#A6761D", "P"),
     "edge-popup": ("#E69F00", "v"),
     "edge-popup-annealed": ("#8C510A", "<"),
     "edge-popup-global": ("#56B4E9", ">"),
@@ -32,7 +33,7 @@ STYLES = {
     "oracle-less-30": ("#674EA7", "8"),
     "oracle-less-10": ("#351C75", "d"),
 }
-_SPARE = (("#A6761D", "P"), ("#66C2A5", "*"), ("#5E4FA2", "x"), ("#B3A100", "+"), ("#333333", "1"))
+_SPARE = (("#66C2A5", "*"), ("#5E4FA2", "x"), ("#B3A100", "+"), ("#333333", "1"))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 # A comment in every figure file of ours, so that a later report knows which ones it may remove.
 MARK = "<!-- a figure of a lotterykit report -->"

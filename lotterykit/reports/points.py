@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 _NEEDED = ("spec", "metrics", "density", "truth_density", "collapse", "recovery")
 METHOD_ORDER = (
-    "random", "magnitude", "snip", "grasp", "synflow", "edge-popup", "edge-popup-annealed",
+    "random", "magnitude", "snip", "grasp", "synflow", "prospr", "edge-popup", "edge-popup-annealed",
     "edge-popup-global", "oracle-densities", "oracle-neurons", "oracle-less-50", "oracle-less-30",
     "oracle-less-10",
 )  # fmt: skip

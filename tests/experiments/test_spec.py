@@ -126,7 +126,7 @@ def test_grid_adds_one_oracle_row_a_seed_and_setting():
     cells = Grid(grid=grid, seeds=3).cells()
     oracles = [cell for cell in cells if cell.method == "oracle"]
     assert len(oracles) == 2 * 2 * 3
-    assert len(cells) == 2 * 5 * 2 * 2 * 3 + len(oracles) == len({cell.key() for cell in cells})
+    assert len(cells) == 2 * len(METHODS) * 2 * 2 * 3 + len(oracles) == len({cell.key() for cell in cells})
     assert all(cell.density == "truth" for cell in oracles)
     assert not [c for c in Grid(grid=grid, seeds=3, oracle=False).cells() if c.method == "oracle"]
 
