@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar, cast
@@ -20,6 +19,7 @@ from lotterykit.nn.scored import (
     ScoredLinear,
     check_scoring,
 )
+from lotterykit.nn.seeds import derived_seed
 from lotterykit.nn.sparse import Sparse
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -119,7 +119,7 @@ def draw_scores(
     Edge-popup: kaiming_uniform(a = sqrt 5), U[-b, b] with b = 1 / sqrt(fan_in), a bias with the fan-in of
     its layer's weight (which `shapes` then holds too); Gem-Miner: U[0, 1].
     """
-    generator = torch.Generator().manual_seed(_derived(f"scores {seed}"))
+    generator = torch.Generator().manual_seed(derived_seed(f"scores {seed}"))
     found = {}
     for name, shape in shapes.items():
         drawn = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
@@ -134,7 +134,7 @@ def draw_scores(
 def tie_seed(seed: int, group: int) -> int:
     """The seed of `topk_mask` for the ties of group number `group` of a run with seed `seed`: the same in
     every step, so that a mask is a function of the scores alone."""
-    return _derived(f"score ties {seed} {group}")
+    return derived_seed(f"score ties {seed} {group}")
 
 
 def layers_to_score(model: nn.Module, unscored: Collection[str] = ()) -> dict[str, nn.Module]:
@@ -227,7 +227,3 @@ def _bake_layer(layer: Scored, mask: Tensor) -> None:
 
 def _weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
-
-
-def _derived(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -61,6 +61,8 @@ class ScoredTraining:
         self.model, self.training, self.epochs, self.seed = model, training, epochs, seed
         shapes, dtype = _shapes(model, unscored)
         check_training(training, shapes, epochs, dtype, masks)
+        if unknown := set(masks or ()) - {name for name, _ in model.named_parameters()}:
+            raise ArgumentError(f"masks name parameters the model does not have: {', '.join(unknown)}")
         self.sizes = [shape.numel() for shape in shapes.values()]
         _check_carried(model, training, shapes, epochs)
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -80,6 +82,7 @@ class ScoredTraining:
         self.density = training.density_in(0, epochs)
         self._optimizers: list[Optimizer] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._found: tuple[Masks, dict[str, Tensor]] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -88,7 +91,9 @@ class ScoredTraining:
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """A copy of the scores by the names of their weights."""
+        """A copy of the scores by the names of their weights; after `finish` those of the end."""
+        if self._found is not None:
+            return self._found[1]
         return {name: layer.weight_score.detach().clone() for name, layer in self.layers.items()}
 
     def attach_(self, optimizer: Optimizer) -> Optimizer:
@@ -119,8 +124,8 @@ class ScoredTraining:
     @contextlib.contextmanager
     def ranked(self) -> Iterator[None]:
         """Around forward and backward of each step, and around evaluation: scores of global scope are ranked
-        on entry."""
-        if self.training.method == "edge-popup" and self.training.scope == "global":
+        on entry. Nothing after `finish`."""
+        if self._found is None and self.training.method == "edge-popup" and self.training.scope == "global":
             with ranked_together(self.model, density=self.density, seed=tie_seed(self.seed, 0)):
                 yield
         else:
@@ -135,12 +140,16 @@ class ScoredTraining:
         """Turn the scored layers into masked ones that hold the weights and the masks found; returns these.
 
         Gem-Miner with a density keeps all that is not frozen, else what is in force. Parameters train again
-        if they did before; attached optimizers are left alone. `bake_` says the rest.
+        if they did before; attached optimizers are left alone. `bake_` says the rest. Once done it only
+        returns the masks.
         """
+        if self._found is not None:
+            return self._found[0]
         if self.training.method == "gem-miner" and self.training.density is not None:
             masks = Masks({name: active.clone() for name, active in self._active().items()})
         else:
             masks = self.masks()
+        self._found = masks, self.scores
         for hook in self._hooks:
             hook.remove()
         bake_(self.model, masks=masks)
