@@ -32,7 +32,7 @@ class TrainResult:
     """`metrics` of the test split after training; `curve`: those of each evaluation, after `steps` steps;
     `validation`: the validation data's beside them, empty without such data; `optimizer`: its state as
     "parameter/name" -> tensor, for `train(optimizer=...)`. Score training leaves the trained `scores` and the
-    `masks` found, by the names of the weights."""
+    `masks` found, by the names of the weights, on the CPU."""
 
     metrics: dict[str, float]
     curve: list[dict[str, float]]
@@ -122,10 +122,11 @@ def train(
                 result.steps.append(stretch.last)
                 result.curve.append(found[0])
                 result.validation.extend(found[1:])
-    found_masks = dict(run.finish())
+    found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
+    found_scores = {name: value.cpu() for name, value in run.scores.items()}
     last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
     state = _state(torch_optimizer, trained)
-    return replace(result, metrics=last, optimizer=state, scores=run.scores, masks=found_masks)
+    return replace(result, metrics=last, optimizer=state, scores=found_scores, masks=found_masks)
 
 
 class _WeightTraining:
