@@ -37,6 +37,7 @@ _NAMES = {
     "RunResult": "lotterykit.training.replicas:RunResult",
     "RunSpec": "lotterykit.training.replicas:RunSpec",
     "ScoreTraining": "lotterykit.training.scored:ScoreTraining",
+    "ScoredTraining": "lotterykit.training.scored_module:ScoredTraining",
     "mask_optimizer_": "lotterykit.training.optimizer:mask_optimizer_",
     "train": "lotterykit.training.single:train",
     "train_replicas": "lotterykit.training.replicas:train_replicas",

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lotterykit.errors import ArgumentError
 from lotterykit.nn.crossover import choose
 from lotterykit.nn.masked import MASKED, Masked, check_format
+from lotterykit.nn.scored import Scored
 from lotterykit.nn.sparse import SPARSE, Sparse, check_state, pack_, unpack_
 from lotterykit.ops.formats import known_density
 
@@ -61,12 +62,7 @@ def convert_(
         if type(layer) in (*MASKED, *PLAIN) and (filter_fn is None or filter_fn(name, layer))
     }
     for name, layer in layers.items():
-        trained = "values" if isinstance(layer, Sparse) else "weight"
-        if trained not in layer._parameters:
-            raise ArgumentError(
-                f"layer {name!r} has no parameter {trained!r}: remove its reparametrization first "
-                "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
-            )
+        check_parametrized(name, layer)
     _check_masks(masks, layers)
     chosen = _formats(model, layers, masks, format)
     for name, layer in layers.items():
@@ -79,7 +75,7 @@ def convert_(
                 kind: masks[f"{prefix}{kind}"] for kind in ("weight", "bias") if f"{prefix}{kind}" in masks
             }
             _convert_layer(layer, own, *chosen[name], optimizer)
-    _set_fused_encoders(model)
+    set_fused_encoders(model)
     return model
 
 
@@ -103,7 +99,7 @@ def revert_(model: Model, *, optimizer: Optimizer | None = None) -> Model:
         del masked.weight_mask, masked.bias_mask
         vars(layer).pop("format_reason", None)
         layer.__class__ = PLAIN[type(layer)]
-    _set_fused_encoders(model)
+    set_fused_encoders(model)
     return model
 
 
@@ -177,6 +173,16 @@ def _parameter(layer: nn.Module) -> nn.Parameter:
     return cast(nn.Parameter, layer._parameters["values" if isinstance(layer, Sparse) else "weight"])
 
 
+def check_parametrized(name: str, layer: nn.Module) -> None:
+    """Raises `ArgumentError` unless what the layer computes with is a parameter of its own."""
+    trained = "values" if isinstance(layer, Sparse) else "weight"
+    if trained not in layer._parameters:
+        raise ArgumentError(
+            f"layer {name!r} has no parameter {trained!r}: remove its reparametrization first "
+            "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations)"
+        )
+
+
 def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -> None:
     for key, mask in masks.items():
         name, _, kind = key.rpartition(".")
@@ -197,18 +203,18 @@ def _check_masks(masks: Mapping[str, Tensor], layers: Mapping[str, nn.Module]) -
             )
 
 
-def _set_fused_encoders(model: nn.Module) -> None:
+def set_fused_encoders(model: nn.Module) -> None:
     """Keep `nn.TransformerEncoderLayer` from its fused path, which reads `weight` and passes masks over, and
     `nn.TransformerEncoder` from nested tensors, which only that path takes."""
     for layer in model.modules():
         if isinstance(layer, nn.TransformerEncoder):
-            if not any(isinstance(part, Masked) for part in layer.layers.modules()):
+            if not any(isinstance(part, Masked | Scored) for part in layer.layers.modules()):
                 layer.use_nested_tensor = vars(layer).pop("_plain_use_nested_tensor", layer.use_nested_tensor)
             else:
                 vars(layer).setdefault("_plain_use_nested_tensor", layer.use_nested_tensor)
                 layer.use_nested_tensor = False
         if isinstance(layer, nn.TransformerEncoderLayer):
-            masked = any(isinstance(part, Masked) for part in (layer.linear1, layer.linear2))
+            masked = any(isinstance(part, Masked | Scored) for part in (layer.linear1, layer.linear2))
             activation = layer.activation
             kind = 0
             if activation is nn.functional.relu or isinstance(activation, nn.ReLU):

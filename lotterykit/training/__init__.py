@@ -4,6 +4,7 @@ from lotterykit.training.optimizer import mask_optimizer_
 from lotterykit.training.recipe import EarlyStop, Recipe, Split
 from lotterykit.training.replicas import RunResult, RunSpec, train_replicas
 from lotterykit.training.scored import ScoreTraining
+from lotterykit.training.scored_module import ScoredTraining
 from lotterykit.training.single import TrainResult, train
 from lotterykit.training.source import Loaders
 
@@ -14,6 +15,7 @@ __all__ = [
     "RunResult",
     "RunSpec",
     "ScoreTraining",
+    "ScoredTraining",
     "Split",
     "TrainResult",
     "mask_optimizer_",

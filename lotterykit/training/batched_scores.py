@@ -100,11 +100,10 @@ class TorchScoreBatch(TorchBatch):
         self._mask(final=False)
         self._backward(x, y)
         self.gradients.mul_(self.frozen)
-        if self.gem:
-            self.gradients.add_(self.parameters.data * self.slope_of_penalty)
-            self.gradients.masked_fill_(~self.active, 0.0)
-        else:  # the mask follows |score|: a useful weight's negative score must fall
+        if not self.gem:  # the mask follows |score|: a useful weight's negative score must fall
             self.gradients.mul_(self.parameters.data.sign())
+        self.gradients.add_(self.parameters.data * self.slope_of_penalty)
+        self.gradients.masked_fill_(~self.active, 0.0)
         self.gradients.masked_fill_(self.without, 0.0)
         self.optimizer.step()
         if self.gem:

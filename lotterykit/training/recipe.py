@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError, unknown_name
+from lotterykit.nn.seeds import derived_seed
 
 LOSSES = ("cross_entropy", "mse")
 OPTIMIZERS = ("adam", "sgd")
@@ -143,11 +143,6 @@ def batch_order(n: int, seed: int, epoch: int) -> Tensor:
     """The order `[n]` in which epoch `epoch` visits the samples: depends on `seed` and `epoch` alone."""
     generator = torch.Generator().manual_seed(derived_seed(f"batch order {seed} {epoch}"))
     return torch.randperm(n, generator=generator)
-
-
-def derived_seed(text: str) -> int:
-    """A seed in [0, 2**63) for what `text` names."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def loss_value(output: Tensor, y: Tensor, loss: str) -> Tensor:

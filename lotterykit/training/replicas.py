@@ -173,6 +173,8 @@ def _check(spec: RunSpec, number: int) -> None:
             )
     if spec.scores is not None:
         check_training(spec.scores, shapes, spec.recipe.epochs, spec.dtype, spec.masks)
+        if spec.scores.penalty and spec.scores.penalty_norm != 2:
+            raise ArgumentError(f"spec {number}: replicas know penalty_norm 2 only, a module's train both")
         if spec.optimizer is not None:
             raise ArgumentError(f"spec {number}: optimizer goes on with weights, not with scores")
     _check_optimizer(spec, shapes, number)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,16 +12,18 @@ from torch.optim import Optimizer
 
 from lotterykit.errors import ArgumentError, check_seed
 from lotterykit.nn.evaluation import evaluating
+from lotterykit.nn.seeds import derived_seed
 from lotterykit.training.optimizer import make_optimizer, mask_optimizer_
 from lotterykit.training.recipe import (
     EarlyStop,
     Recipe,
     Split,
-    derived_seed,
     early_stop,
     loss_value,
     metrics,
 )
+from lotterykit.training.scored import ScoreTraining
+from lotterykit.training.scored_module import ScoredTraining
 from lotterykit.training.source import Augment, Loaders, Pair, check_steps, source_of
 
 
@@ -28,13 +31,16 @@ from lotterykit.training.source import Augment, Loaders, Pair, check_steps, sour
 class TrainResult:
     """`metrics` of the test split after training; `curve`: those of each evaluation, after `steps` steps;
     `validation`: the validation data's beside them, empty without such data; `optimizer`: its state as
-    "parameter/name" -> tensor, for `train(optimizer=...)`."""
+    "parameter/name" -> tensor, for `train(optimizer=...)`. Score training leaves the trained `scores` and the
+    `masks` found, by the names of the weights, on the CPU."""
 
     metrics: dict[str, float]
     curve: list[dict[str, float]]
     steps: list[int] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
     def early_stop(self) -> EarlyStop:
         """The evaluation of least validation loss; raises `ArgumentError` without validation data."""
@@ -53,6 +59,8 @@ def train(
     steps: int | None = None,
     optimizer: Mapping[str, Tensor] | None = None,
     augment: Augment | None = None,
+    scores: ScoreTraining | None = None,
+    unscored: Collection[str] = (),
     on_step: Callable[[int], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place; pruned weights stay exactly zero.
@@ -65,16 +73,25 @@ def train(
     that step. A training cut in two, `optimizer` handed on, ends bitwise like one in a piece. `augment(x,
     seed, step)` changes the images of a step, as `lk.data.flip_and_crop` does. `on_step` is called after
     each step with its number.
+    `scores`: not the weights are trained but scores that choose among them, as `ScoredTraining` says, of all
+    layers but those named in `unscored`; the model ends with masked layers that hold the mask found. To go on
+    from `first`, give the result's scores as `start` and the model the masks it had before, for Gem-Miner
+    with a density those of the result; what is stopped by an error is left with its scored layers.
     Raises `ArgumentError` on data of unequal length and on an optimizer's state of another network.
     """
     check_seed(seed)
     check_steps(first, steps)
     source = source_of(data, recipe, validation, seed, augment)
+    run: ScoredTraining | _WeightTraining = _WeightTraining()
+    if scores is not None:
+        run = ScoredTraining(model, scores, recipe.epochs, seed=seed, unscored=unscored, masks=masks)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     torch_optimizer = make_optimizer([p for _, p in trained], recipe)
     if optimizer is not None:
         _continue(torch_optimizer, trained, optimizer)
     mask_optimizer_(torch_optimizer, model, masks)
+    run.attach_(torch_optimizer)
+    run.begin(max(0, min(first // source.per_epoch, recipe.epochs - 1)))
     total = recipe.epochs * source.per_epoch
     limit = max(first, total if steps is None else min(steps, total))
     result = TrainResult({}, [])
@@ -85,23 +102,50 @@ def train(
             model.train()
             if stretch.first % source.per_epoch == 0:
                 batches = source.epoch(stretch.epoch, 0)
+                run.begin(stretch.epoch)
             for step in range(stretch.first, stretch.last):
                 x, y = (part.to(place) for part in next(batches))
                 for group in torch_optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, source.per_epoch)
                 torch.manual_seed(derived_seed(f"step {seed} {step}"))
                 torch_optimizer.zero_grad(set_to_none=True)
-                loss_value(model(x), y, recipe.loss).backward()
+                with run.ranked():
+                    loss_value(model(x), y, recipe.loss).backward()
                 torch_optimizer.step()
                 if on_step is not None:
                     on_step(step + 1)
+            if stretch.last == limit:
+                run.finish()
             if stretch.evaluates:
-                found = [_evaluated(model, test, recipe.loss) for test in source.tests()]
+                with run.ranked():
+                    found = [_evaluated(model, test, recipe.loss) for test in source.tests()]
                 result.steps.append(stretch.last)
                 result.curve.append(found[0])
                 result.validation.extend(found[1:])
+    found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
+    found_scores = {name: value.cpu() for name, value in run.scores.items()}
     last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
-    return replace(result, metrics=last, optimizer=_state(torch_optimizer, trained))
+    state = _state(torch_optimizer, trained)
+    return replace(result, metrics=last, optimizer=state, scores=found_scores, masks=found_masks)
+
+
+class _WeightTraining:
+    """What weights need where scores need something (`ScoredTraining`): nothing."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, Tensor] = {}
+
+    def attach_(self, optimizer: Optimizer) -> Optimizer:
+        return optimizer
+
+    def begin(self, epoch: int) -> None:
+        return
+
+    def ranked(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def finish(self) -> Mapping[str, Tensor]:
+        return {}
 
 
 def _evaluated(model: nn.Module, batches: Iterable[Pair], loss: str) -> dict[str, float]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
-from lotterykit.training.recipe import Recipe, Split, batch_order, derived_seed
+from lotterykit.nn.seeds import derived_seed
+from lotterykit.training.recipe import Recipe, Split, batch_order
 
 EVALUATION_BATCH = 4096
 Pair = tuple[Tensor, Tensor]

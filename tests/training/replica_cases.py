@@ -84,6 +84,7 @@ SCORINGS = {
     "global": ScoreTraining(density=0.05, scope="global"),
     "biases": ScoreTraining(density=0.4, bias=True),
     "annealed": ScoreTraining(density=0.02, anneal=True, scope="global", bias=True),
+    "gradual": ScoreTraining(density=0.05, gradual_every=1, scope="global", penalty=1e-2),
     "all": ScoreTraining(density=1.0),
     "none": ScoreTraining(density=1e-6),
     "gem": ScoreTraining("gem-miner", density=0.1, penalty=1e-3, freeze_every=2),

@@ -24,6 +24,8 @@ POPUP = [
     ScoreTraining(density=0.2, scope="global"),
     ScoreTraining(density=0.1, scope="global", anneal=True),
     ScoreTraining(density=1.0),
+    ScoreTraining(density=0.05, gradual_every=2, scope="global", penalty=1e-2),
+    ScoreTraining(density=0.3, gradual_every=1, penalty=1e-3),
 ]
 BIASED = [ScoreTraining(density=0.4, bias=True), ScoreTraining(density=0.4, scope="global", bias=True)]
 GEMS = [
@@ -95,6 +97,9 @@ class Alone:
     def density(self, epoch: int) -> float:
         t = self.training
         assert t.density is not None
+        if t.gradual_every is not None:
+            falls = (self.spec.recipe.epochs - 1) // t.gradual_every
+            return t.density ** ((epoch - 1) // t.gradual_every / falls)
         return t.density ** (epoch / self.spec.recipe.epochs) if t.anneal else t.density
 
     def mask(self, epoch: int, final: bool = False) -> None:
@@ -228,6 +233,22 @@ def test_counts_are_exact(trainings: list[ScoreTraining]) -> None:
             assert sum(int(mask.sum()) for mask in group) == round(training.density * size)
 
 
+def test_densities_of_the_schedules() -> None:
+    """Rare Gems' ResNet-20: n = floor(149 / 5) = 29 falls of .0059^(1/29) each; long: every 150 epochs."""
+    for training in (
+        ScoreTraining("gem-miner", 0.0059),
+        ScoreTraining(density=0.0059, gradual_every=5, scope="global"),
+    ):
+        densities = [training.density_in(epoch, 150) for epoch in range(150)]
+        assert densities[:5] == [1.0] * 5
+        assert densities[5] == pytest.approx(math.exp(math.log(0.0059) / 29))
+        assert densities[145:] == pytest.approx([0.0059] * 5)
+        assert len(set(densities)) == 30
+        assert densities == sorted(densities, reverse=True)
+    long = ScoreTraining("gem-miner", 0.01, freeze_every=150)
+    assert [long.density_in(epoch, 301) for epoch in (0, 149, 150, 299, 300)] == [1.0, 1.0, 0.1, 0.1, 0.01]
+
+
 def test_ties_are_drawn_by_the_seed() -> None:
     """All scores equal and a learning rate of 0: exact counts, another seed keeps other entries."""
     start = {f"{i}.weight": torch.full(s, 0.25) for i, s in ((0, (30, 2)), (2, (17, 30)), (4, (4, 17)))}
@@ -285,9 +306,12 @@ def test_diverged_scores_rank_last() -> None:
         ({"density": 0.0}, "density"),
         ({"density": 1.5}, "density"),
         ({"scope": "local"}, "layer"),
-        ({"penalty": 1e-4}, "gem-miner"),
+        ({"penalty_norm": 3}, "penalty_norm must be 1 or 2, got 3"),
         ({"freeze_every": 3}, "gem-miner"),
+        ({"gradual_every": 0}, "gradual_every must be an int >= 1"),
+        ({"gradual_every": 5, "anneal": True}, "two schedules"),
         ({"method": "gem-miner", "anneal": True}, "edge-popup"),
+        ({"method": "gem-miner", "gradual_every": 5}, "edge-popup"),
         ({"method": "gem-miner", "penalty": math.nan}, "penalty"),
         ({"method": "gem-miner", "freeze_every": 0}, "freeze_every"),
     ],
@@ -303,6 +327,8 @@ def test_bad_trainings(change: dict, message: str) -> None:
         (POPUP[0], {"masks": {"0.weight": torch.ones(30, 2, dtype=torch.bool)}}, "0.weight"),
         (POPUP[0], {"optimizer": {}}, "optimizer"),
         (ScoreTraining("gem-miner", 0.1), {}, "more than 5 epochs, got 3"),
+        (ScoreTraining(density=0.1, gradual_every=3), {}, "edge-popup lowers .* more than 3 epochs, got 3"),
+        (ScoreTraining(density=0.1, penalty=1e-4, penalty_norm=1), {}, "replicas know penalty_norm 2 only"),
         (ScoreTraining(density=0.5, start={"0.weight": torch.ones(30, 2)}), {}, "must hold scores of"),
         (ScoreTraining(density=0.5, start=dict.fromkeys(WEIGHTS, torch.ones(3))), {}, r"\[30, 2\]"),
     ],
