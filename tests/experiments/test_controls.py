@@ -149,6 +149,28 @@ def test_a_layer_is_drawn_alike_whatever_stands_beside_it() -> None:
         assert torch.equal(all_.snapshots["init"]["3.weight"], one.snapshots["init"]["3.weight"])
 
 
+def test_layers_of_one_shape_are_drawn_apart() -> None:
+    mask = torch.arange(60) < 30
+    weight = torch.randn(60, generator=torch.Generator().manual_seed(1))
+    ticket = Ticket(Masks({"a": mask, "b": mask}), {"init": {"a": weight, "b": weight}})
+    for kind, given in (("shuffle", {}), ("noise", {"scale": 1.0}), ("sign", {}), ("permute", {})):
+        made = control(ticket, kind, seed=0, **given)
+        state = made.snapshots["init"]
+        alike = torch.equal(made.masks["a"], made.masks["b"]) and torch.equal(state["a"], state["b"])
+        assert not alike, kind
+
+
+def test_allocation_moves_the_counts() -> None:
+    """Masks of the counts asked for; a mask of biases keeps its own."""
+    ticket = conv_ticket(SEED)
+    densities = options(ticket, "allocation")["densities"]
+    made = control(ticket, "allocation", seed=0, densities=densities)
+    counts = {name: kept for name, (kept, _) in made.masks.counts().items()}
+    biases = {"3.bias": ticket.masks.counts()["3.bias"][0]}
+    assert counts == allocated_counts(ticket.masks.weights(), densities) | biases
+    assert made.recipe["control"]["densities"] == densities
+
+
 @pytest.mark.parametrize("kind", ["shuffle", "allocation"])
 def test_mask_controls_keep_the_weights(kind: str) -> None:
     ticket = conv_ticket(SEED)
