@@ -50,9 +50,10 @@ class Layer:
         return self.weight[self.mask]
 
     @property
-    def std(self) -> Tensor:
+    def std(self) -> float:
         """The standard deviation of the layer's initialisation, over all its weights."""
-        return self.init.std(correction=0)
+        # numpy's: the last bits of torch's depend on the number of threads
+        return float(self.init.numpy().std()) if len(self.init) else 0.0
 
 
 def scattered(layer: Layer) -> Tensor:
@@ -87,7 +88,7 @@ def drawn_magnitudes(layer: Layer) -> Tensor:
 
 def constant_magnitude(layer: Layer) -> Tensor:
     """Signs stay, every magnitude is the standard deviation of the layer's initialisation."""
-    return layer.std.expand(layer.count).copysign(layer.kept)
+    return torch.full_like(layer.kept, layer.std).copysign(layer.kept)
 
 
 def init_signs(layer: Layer) -> Tensor:

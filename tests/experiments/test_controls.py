@@ -286,6 +286,24 @@ def test_noise_is_gaussian_of_the_layers_scale(scale: float) -> None:
     assert made.recipe["control"]["scale"] == scale
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_do_not_matter(kind: str) -> None:
+    """On a tensor that torch reduces in parallel."""
+    ticket = wide_ticket(200_000)
+    fresh = wide_ticket(200_000, torch.float32).snapshots["init"]
+    given = options(ticket, kind, lambda seed: fresh)
+    threads = torch.get_num_threads()
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            made.append(control(ticket, kind, seed=1, **given))
+        finally:
+            torch.set_num_threads(threads)
+    assert same_bits(made[0], made[1])
+    assert same_bits(made[0], made[2])
+
+
 def test_noise_is_measured_by_the_initialisation_at_any_rewind_point() -> None:
     ticket = wide_ticket()
     states = {"init": ticket.snapshots["init"], LATER: {"w": ticket.snapshots[LATER]["w"] * 50}}
@@ -375,6 +393,17 @@ def test_full_and_empty_layers(kind: str) -> None:
     tiny = Ticket(Masks({"w": torch.tensor([[True]])}), {"init": one, LATER: one})
     given = options(tiny, kind, lambda seed: {"w": torch.tensor([[0.25]])})
     assert bool(control(tiny, kind, seed=0, **given).masks["w"].all())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_without_entries(kind: str) -> None:
+    state = {"a": torch.ones(0, 3), "b": torch.tensor([[1.0, -2.0, 3.0]])}
+    masks = Masks({"a": torch.ones(0, 3, dtype=torch.bool), "b": torch.tensor([[True, False, True]])})
+    ticket = Ticket(masks, {"init": state, LATER: state})
+    fresh = {"a": torch.ones(0, 3), "b": torch.tensor([[4.0, 5.0, 6.0]])}
+    made = control(ticket, kind, seed=0, **options(ticket, kind, lambda seed: fresh))
+    assert made.masks.counts() == {"a": (0, 0), "b": (2, 3)}
 
 
 def test_changed_counts_kept_weights_of_another_place_or_value() -> None:
