@@ -157,8 +157,8 @@ def control(
     counts = {name: kept for name, (kept, _) in ticket.masks.counts().items()}
     if densities is not None:
         counts |= allocated_counts(ticket.masks.weights(), densities)
-    fresh = row.draws and row.weights is None
-    state = {name: (drawn if fresh else before)[name].clone() for name in before}
+    start = drawn if row.draws and row.weights is None else before
+    state = {name: tensor.detach().clone() for name, tensor in start.items()}
     masks, changed = {}, 0
     for name, mask in ticket.masks.items():
         generator = torch.Generator().manual_seed(derive_seed(seed, f"control {kind} {name}"))
