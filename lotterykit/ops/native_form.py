@@ -10,11 +10,13 @@ from torch import Tensor
 
 # 96 columns of a tile of 64 examples take 24 KiB, most of a first cache. To read and write a row's sums again
 # for each block, and to leap over the row's other places, pays where the row has about BLOCK_PLACES in it:
-# thinner rows get wider blocks. Measured with AVX-512 over widths 96 to all, densities .02 to 1 and 512 to 4096
-# columns: below BLOCK_DENSITY one block is up to twice as fast on large matrices and within a tenth on small.
+# thinner rows get wider blocks. Measured with AVX-512 over widths 96 to all, densities .02 to 1 and 512 to
+# 4096 columns: below BLOCK_DENSITY, and above BLOCK_MOST, one block is up to twice as fast on large matrices,
+# a tenth slower on some small ones.
 BLOCK_WIDTH = 96
 BLOCK_PLACES = 38
 BLOCK_DENSITY = 0.15
+BLOCK_MOST = 2**19  # more places come from memory or a far cache, where leaping over them costs most
 
 
 class NativeForm(NamedTuple):
@@ -38,9 +40,10 @@ def native_form(structure: Sequence[Tensor], transposed: bool) -> NativeForm:
     return NativeForm(columns.data_ptr(), segments.data_ptr(), blocks, stride, rows, cols)
 
 
-def block_width(n_columns: int, density: float) -> int:
-    """Columns in a block of a matrix with so many columns; the last block may be narrower."""
-    if density < BLOCK_DENSITY:
+def block_width(n_rows: int, n_columns: int, places: int) -> int:
+    """Columns in a block of a matrix with so many kept places; the last block may be narrower."""
+    density = places / (n_rows * n_columns) if n_rows * n_columns else 0.0
+    if density < BLOCK_DENSITY or places > BLOCK_MOST:
         return n_columns
     width = BLOCK_WIDTH * max(1, round(BLOCK_PLACES / density / BLOCK_WIDTH))
     return -(-n_columns // max(1, round(n_columns / width)))
@@ -50,7 +53,7 @@ def segments(rows: Tensor, columns: Tensor, offsets: Tensor, n_rows: int, n_colu
     """Where each column block begins in each row: int32 `[blocks + 1, rows]`, or the offsets as one block."""
     if n_rows == 0 or n_columns == 0:
         return offsets
-    width = block_width(n_columns, rows.numel() / (n_rows * n_columns))
+    width = block_width(n_rows, n_columns, rows.numel())
     if width == n_columns:
         return offsets
     blocks = -(-n_columns // width)

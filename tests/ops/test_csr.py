@@ -41,7 +41,7 @@ def test_a_mask_comes_back_and_the_transpose_agrees(shape, density):
 @pytest.mark.parametrize("in_features", [1, 191, 192, 193, 288, 777, 1000])
 def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features, density):
     csr = CSR.from_mask(torch.rand(37, in_features) < density)
-    width = module.block_width(in_features, csr.density)
+    width = module.block_width(37, in_features, csr.nnz)
     assert (csr.row_segments.dim() == 2) == (width < in_features)
     if csr.row_segments.dim() == 1:
         return
@@ -54,13 +54,14 @@ def test_segments_cut_every_row_at_multiples_of_the_block_width(in_features, den
 
 
 def test_blocks_are_alike_and_wider_for_thinner_rows():
-    assert module.block_width(1024, 0.1) == 1024
-    assert module.block_width(1024, 0.2) == 205
-    assert module.block_width(1024, 1.0) == 94
-    assert module.block_width(0, 1.0) == 0
+    assert module.block_width(500, 1024, 51_200) == 1024  # density .1
+    assert module.block_width(500, 1024, 102_400) == 205  # .2
+    assert module.block_width(500, 1024, 512_000) == 94  # 1
+    assert module.block_width(5000, 1024, 1_024_000) == 1024  # .2, too many
+    assert module.block_width(5, 0, 0) == 0
     for n_columns in (1, 95, 96, 191, 192, 300, 784, 1000, 4096):
         for density in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
-            width = module.block_width(n_columns, density)
+            width = module.block_width(100, n_columns, int(100 * n_columns * density))
             blocks = -(-n_columns // width)
             assert blocks * width - n_columns < blocks  # no sliver at the end
 
