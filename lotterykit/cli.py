@@ -1,4 +1,4 @@
-"""The command line: `lotterykit sweep | report | reproduce | bench | list | doctor`.
+"""The command line: `lotterykit find | prune | train | check | verdict | sweep | report | reproduce | ...`.
 
 Whatever is wrong is said in one line on stderr, with exit status 2; failed cells give status 1, Ctrl-C 130.
 Heavy imports wait until a command needs them: `--help` loads neither torch nor matplotlib.
@@ -20,6 +20,7 @@ from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 from lotterykit import __version__
 from lotterykit.bench.command import bench
 from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
+from lotterykit.experiments import search_command
 from lotterykit.experiments.flags import GridFlags, figure_names
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
@@ -28,13 +29,15 @@ COMMAS = "several values of a flag are joined by commas: --density .1,.2"
 
 app = App(
     name="lotterykit",
-    help="Lottery-ticket research: plant, prune, sweep, compare.",
+    help="Lottery-ticket research: find, plant, prune, sweep, compare.",
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
 sweep = App(name="sweep", help="Run a grid of cells into a store; look at it, go on with it, export it.")
 app.command(sweep)
 app.command(bench)
+for command in ("find", "prune", "train", "check", "verdict"):
+    app.command(getattr(search_command, command))
 
 
 @sweep.command

@@ -124,17 +124,23 @@ def load_toml(path: str | Path) -> Grid:
     Raises `ArgumentError` with the file's name for anything it cannot read or does not know.
     """
     path = Path(path)
+    loaded = read_toml(path)
     try:
-        if path.stat().st_size > MAX_TOML_BYTES:
-            raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no sweep specification")
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
         grid = Grid(**loaded)
         grid.check_values()
+    except ArgumentError as error:
+        raise ArgumentError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    return grid
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises `ArgumentError` with its name where it cannot be read."""
+    try:
+        if path.stat().st_size > MAX_TOML_BYTES:
+            raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no specification")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"{path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArgumentError(f"{path}: not valid TOML: {reason}") from None
-    except ArgumentError as error:
-        raise ArgumentError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    return grid

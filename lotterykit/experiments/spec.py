@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -163,7 +164,8 @@ class CellSpec(BaseModel):
 
 def clear_error(error: ValidationError, model: type[BaseModel]) -> ArgumentError:
     """pydantic's first complaint as one line: what was got, what is allowed, and the nearest name."""
-    detail = error.errors()[0]
+    details = error.errors()  # a misspelt name explains what is missing
+    detail = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
     cause = detail.get("ctx", {}).get("error")
     if isinstance(cause, ArgumentError):
         return cause
@@ -173,10 +175,21 @@ def clear_error(error: ValidationError, model: type[BaseModel]) -> ArgumentError
     if kind == "extra_forbidden":
         return unknown_name("key", name, fields)
     if kind == "missing":
-        return ArgumentError(f"{name} is missing: a cell needs at least task, method and density")
+        required = [field for field, info in model.model_fields.items() if info.is_required()]
+        return ArgumentError(f"{name} is missing: at least {', '.join(required)} must be given")
     if kind == "literal_error":
-        return unknown_name(name, got, get_args(model.model_fields[name].annotation))
+        return unknown_name(name, got, _choices(model.model_fields[name].annotation))
     return ArgumentError(f"{name} {_complaint(detail)}, got {got!r}")
+
+
+def _choices(annotation: object) -> list[str]:
+    """The values of a Literal, or of one that may be None."""
+    return [
+        value
+        for part in get_args(annotation)
+        for value in (get_args(part) or (part,))
+        if value is not NoneType
+    ]
 
 
 def _complaint(detail: ErrorDetails) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch
@@ -19,6 +19,9 @@ from lotterykit.errors import ArgumentError
 from lotterykit.experiments.together import digest
 from lotterykit.mask import Masks, write_atomically
 from lotterykit.nn.convert import convert_
+
+if TYPE_CHECKING:
+    from lotterykit.experiments.check import Check
 
 FORMAT = "lotterykit-ticket-1"
 INIT = "init"
@@ -104,6 +107,13 @@ class Ticket:
             state | {f"{name}_mask": mask for name, mask in self.masks.items()}, strict=False
         )
         return model
+
+    def check(self, *kinds: str, seeds: int | Sequence[int] = 3, **options: Any) -> Check:
+        """Train the ticket and its controls alike and compare them: `check_ticket` of
+        `lotterykit.experiments.check`, which says what `kinds` and `options` there are."""
+        from lotterykit.experiments.check import DEFAULT_KINDS, check_ticket
+
+        return check_ticket(self, kinds or DEFAULT_KINDS, seeds=seeds, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with the rest as JSON in its header, atomically.

@@ -1,0 +1,158 @@
+"""Sanity checks of a ticket: it and its controls trained alike, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+
+from lotterykit.errors import ArgumentError, check_seed, unknown_name
+from lotterykit.experiments.controls import CONTROLS, control
+from lotterykit.experiments.find import Resolved, resolve
+from lotterykit.experiments.imp import FINAL, outcome
+from lotterykit.experiments.search_spec import SearchSpec
+from lotterykit.experiments.searches import Search, run_together
+from lotterykit.experiments.ticket import INIT, Ticket
+from lotterykit.experiments.trainings import Training
+from lotterykit.pruning.allocation import layer_densities
+from lotterykit.training.recipe import Split
+from lotterykit.training.source import Loaders, Pair
+
+TICKET, INVERT, SMART_RATIO = "ticket", "invert", "smart-ratio"
+DEFAULT_KINDS = ("shuffle", "reinit", "random")
+
+
+@dataclass(frozen=True)
+class Check:
+    """Results by kind ("ticket" and the controls) and seed, each as `outcome` of `imp` has them."""
+
+    results: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    metric: str
+
+    def values(self, kind: str) -> list[float]:
+        """The metric of a kind, a value a seed."""
+        return [float(row[self.metric]) for row in self.results[kind].values()]
+
+    def lines(self) -> list[str]:
+        """A line a kind: mean, least and greatest value, and how far the ticket's mean lies above it."""
+        own = fmean(self.values(TICKET))
+        found = []
+        for kind in self.results:
+            values = self.values(kind)
+            gap = "" if kind == TICKET else f"   ticket {own - fmean(values):+.4f}"
+            found.append(f"{kind:>20}  {fmean(values):.4f} [{min(values):.4f}, {max(values):.4f}]{gap}")
+        return found
+
+
+def check_ticket(
+    ticket: Ticket,
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    *,
+    seeds: int | Sequence[int] = 3,
+    rewind: str | None = None,
+    build: Callable[[int], nn.Module] | None = None,
+    data: Split | Loaders | None = None,
+    validation: Pair | None = None,
+    folder: Path | None = None,
+    progress: Callable[[str, int, Training], None] | None = None,
+    **options: Any,
+) -> Check:
+    """Train the ticket and its controls `kinds` once a seed, as the ticket's recipe says, and compare them.
+
+    Kinds are those of CONTROLS, `options` theirs (`scale=`, `densities=`), "smart-ratio", a random mask of
+    these layer densities (Su et al. 2020), and "invert": the same search with the scores' order reversed
+    (Rare Gems, sec. 5), for tickets found by scores. A seed decides the order of
+    the batches and what a control draws. `rewind`: the point to train from; by default the one that the
+    search went back to. `build`, `data`, `validation`, `folder`, `progress` as in `find_ticket`.
+    Raises `ArgumentError`.
+    """
+    one = resolved_of(ticket, build=build, data=data, validation=validation)
+    point = rewind or str(ticket.results.get("point", INIT))
+    numbers = list(range(seeds)) if isinstance(seeds, int) else [check_seed(seed) for seed in seeds]
+    if not numbers:
+        raise ArgumentError("seeds must be at least one")
+    valid = (*CONTROLS, INVERT, SMART_RATIO)
+    if unknown := [kind for kind in kinds if kind not in valid]:
+        raise unknown_name("control", unknown[0], valid)
+    draw = None if build is None else (lambda seed: build(seed).state_dict())
+    searches: dict[str, Search] = {}
+    for seed in numbers:
+        for kind in (TICKET, *dict.fromkeys(kinds)):
+            name = f"{kind}-{seed}"
+            if kind == INVERT:
+                again = SearchSpec(**(one.spec.model_dump() | {"invert": True, "seed": seed}))
+                searches[name] = resolve({name: again}, build=build, data=one.setup.data,
+                                         validation=one.setup.validation)[name].search()  # fmt: skip
+                continue
+            shown = ticket
+            if kind == SMART_RATIO:
+                densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
+                shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
+            elif kind != TICKET:
+                own = {name: value for name, value in options.items() if CONTROLS[kind].option == name}
+                shown = control(ticket, kind, seed=seed, rewind=point, draw=draw, **own)
+            searches[name] = trained(
+                shown, one, point if kind == TICKET else INIT, seed, first_of(point, one)
+            )
+    found = run_together(searches, one.setup, folder=folder, progress=progress)
+    results = {
+        kind: {seed: found[f"{kind}-{seed}"].results for seed in numbers}
+        for kind in (TICKET, *dict.fromkeys(kinds))
+    }
+    stops = one.setup.validation is not None and one.recipe.loss == "cross_entropy"
+    return Check(
+        results, "stop_accuracy" if stops else "accuracy" if one.recipe.loss == "cross_entropy" else "mse"
+    )
+
+
+def retrain(
+    ticket: Ticket,
+    start: str | None = None,
+    *,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Callable[[str, int, Training], None] | None = None,
+    **changes: Any,
+) -> Ticket:
+    """The ticket trained again from the rewind point `start` (None: the search's), as its recipe says but for
+    `changes` of the spec's fields (steps, lr, data ...). Raises `ArgumentError`."""
+    one = resolved_of(ticket, **changes)
+    point = start or str(ticket.results.get("point", INIT))
+    search = trained(ticket, one, point, check_seed(seed), first_of(point, one))
+    return run_together({"train": search}, one.setup, folder=folder, progress=progress)["train"]
+
+
+def trained(ticket: Ticket, one: Resolved, point: str, seed: int, first: int = 0) -> Search:
+    """The search that only trains: a ticket from one of its points, its schedule from step `first`."""
+    start = ticket.rewind(point)
+    done = yield Training(start, ticket.masks, one.recipe, seed, first, one.steps)
+    snapshots = {INIT: ticket.snapshots[INIT], FINAL: done.state}
+    return Ticket(ticket.masks, snapshots, ticket.recipe, {"density": ticket.density(), **outcome(done)})
+
+
+def first_of(point: str, one: Resolved) -> int:
+    """The step that a rewind point stands at."""
+    return int(point[:-2]) if point.endswith("it") and point[:-2].isdecimal() else 0
+
+
+def resolved_of(
+    ticket: Ticket,
+    *,
+    build: Callable[[int], nn.Module] | None = None,
+    data: Split | Loaders | None = None,
+    validation: Pair | None = None,
+    **changes: Any,
+) -> Resolved:
+    """The search that found a ticket, with some fields changed. Raises `ArgumentError` where the ticket does
+    not say, or its network is another than the spec's now."""
+    fields = ticket.recipe.get("search")
+    if not isinstance(fields, Mapping):
+        raise ArgumentError("the ticket does not say how it was found (no 'search' in its recipe)")
+    spec = SearchSpec(**(dict(fields) | changes))
+    one = resolve({"": spec}, build=build, data=data, validation=validation)[""]
+    ticket.apply_(one.setup.build())  # raises where it does not fit
+    return one

@@ -1,0 +1,131 @@
+"""`judge`: all the trainings that a verdict on a method needs, over learning rates and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.check import trained
+from lotterykit.experiments.controls import control
+from lotterykit.experiments.find import Resolved, resolve
+from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.search_spec import SearchSpec
+from lotterykit.experiments.searches import Search, run_together
+from lotterykit.experiments.setup import Setup
+from lotterykit.experiments.small_dense import small_dense_widths
+from lotterykit.experiments.ticket import INIT, Ticket
+from lotterykit.experiments.trainings import Training
+from lotterykit.experiments.verdict import Verdict, verdict
+from lotterykit.mask import Masks
+from lotterykit.nn.init import INITS
+
+ARMS = ("ticket", "reinit", "dense", "small-dense")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, and the results it rests on: arm -> learning rate -> a row a seed, as `outcome` of `imp`
+    has them; `tickets` by learning rate and seed; `density` of the tickets."""
+
+    verdict: Verdict
+    rows: Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]]
+    tickets: Mapping[tuple[float, int], Ticket]
+    density: float
+
+
+def judge(
+    spec: SearchSpec,
+    rates: Sequence[float],
+    *,
+    seeds: int = 3,
+    folder: Path | None = None,
+    progress: Callable[[str, int, Training], None] | None = None,
+) -> Judged:
+    """Whether the method of `spec` finds a jackpot, a secondary prize or no ticket (Sanity Checks for Lottery
+    Tickets, sec. 2.2).
+
+    At each learning rate and seed: the search of `spec`, which trains the ticket it finds; the ticket's mask
+    with weights initialised anew; the dense network; a dense network of the ticket's number of weights. All
+    train by the spec's recipe. The accuracies are those after training.
+    Raises `ArgumentError`; fewer than 3 seeds or 2 rates decide nothing.
+    """
+    if len(set(rates)) != len(rates) or len(rates) < 2 or seeds < 3:
+        raise ArgumentError(
+            f"a verdict needs at least 2 different learning rates and 3 seeds, got {list(rates)} and {seeds}"
+        )
+    specs = {_key(lr, seed): SearchSpec(**(spec.model_dump() | {"lr": lr, "seed": seed}))
+             for lr in rates for seed in range(seeds)}  # fmt: skip
+    resolved = resolve(specs)
+    setup = next(iter(resolved.values())).setup
+    found = run_together(
+        {k: one.search() for k, one in resolved.items()}, setup, folder=folder, progress=progress
+    )
+    every: dict[str, Search] = {}
+    for key, one in resolved.items():
+        again = control(found[key], "reinit", seed=one.spec.seed, rewind=INIT)
+        every[f"reinit-{key}"] = trained(again, one, INIT, one.spec.seed)
+        if "levels" not in found[key].results:
+            full = Masks({name: torch.ones_like(mask) for name, mask in found[key].masks.items()})
+            every[f"dense-{key}"] = trained(Ticket(full, {INIT: one.state}), one, INIT, one.spec.seed)
+    controls = run_together(every, setup, folder=folder, progress=progress)
+    small = _small_dense(resolved, found, setup)
+    thin = run_together(small[1], small[0], folder=folder, progress=progress)
+    rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {arm: {lr: [] for lr in rates} for arm in ARMS}
+    for key, one in resolved.items():
+        lr, levels = one.recipe.lr, found[key].results.get("levels")
+        rows["ticket"][lr].append(found[key].results)
+        rows["reinit"][lr].append(controls[f"reinit-{key}"].results)
+        rows["dense"][lr].append(levels[0] if levels else controls[f"dense-{key}"].results)
+        rows["small-dense"][lr].append(thin[f"small-dense-{key}"].results)
+    first = next(iter(resolved.values()))
+    accuracies = {
+        arm: {lr: [row["accuracy"] for row in of] for lr, of in by.items()} for arm, by in rows.items()
+    }
+    density = next(iter(found.values())).density()
+    decided = verdict(accuracies, density=density, epochs=first.steps / first.per_epoch, data=spec.data)
+    tickets = {(one.recipe.lr, one.spec.seed): found[key] for key, one in resolved.items()}
+    return Judged(decided, rows, tickets, density)
+
+
+def _key(lr: float, seed: int) -> str:
+    return f"{lr:g}-{seed}"
+
+
+def _small_dense(
+    resolved: Mapping[str, Resolved], found: Mapping[str, Ticket], setup: Setup
+) -> tuple[Setup, dict[str, Search]]:
+    """The small-dense network and its trainings, from inits of the recipe's distribution."""
+    first = next(iter(resolved.values()))
+    ticket = next(iter(found.values()))
+    shapes = [tuple(mask.shape) for mask in ticket.masks.values()]
+    kept = sum(count for count, _ in ticket.masks.counts().values())
+    widths = small_dense_widths(shapes, kept)
+
+    def build() -> torch.nn.Module:
+        return narrowed(setup.build(), widths)
+
+    searches = {}
+    for key, one in resolved.items():
+        state = _initialised(build(), str(first.told()["init"]), one.spec.seed)
+        every = Masks.from_model(build()).weights()
+        searches[f"small-dense-{key}"] = trained(Ticket(every, {INIT: state}), one, INIT, one.spec.seed)
+    return replace(setup, build=build), searches
+
+
+def _initialised(model: torch.nn.Module, init: str, seed: int) -> dict[str, Tensor]:
+    """The state of `model` with weights and biases drawn as `init` of INITS says."""
+    names = list(Masks.from_model(model).weights())
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    weights, biases = INITS[init]([state[name].shape for name in names], generator)
+    for name, weight, bias in zip(names, weights, biases, strict=True):
+        state[name].copy_(weight)
+        if (own := f"{name.removesuffix('weight')}bias") in state:
+            state[own].copy_(bias)
+    return state

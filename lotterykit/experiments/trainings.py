@@ -1,0 +1,155 @@
+"""`Training` and `Trained`: what a search asks for and is sent; `Turn` keeps one in a journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.setup import Setup
+from lotterykit.experiments.together import digest
+from lotterykit.mask import Masks, write_atomically
+from lotterykit.training.recipe import EarlyStop, Recipe, early_stop
+from lotterykit.training.scored import ScoreTraining
+from lotterykit.training.source import Loaders
+
+PIECE = 2000  # steps after which a training is written to the journal, about
+FORMAT = "lotterykit-training-1"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that a search asks for: of the dense network's `state` (names of the plain network) under
+    `masks`, from step `first` until step `last` (None: to the recipe's end). `scores`: not the weights are
+    trained but scores that choose among them."""
+
+    state: Mapping[str, Tensor]
+    masks: Masks
+    recipe: Recipe
+    seed: int = 0
+    first: int = 0
+    last: int | None = None
+    scores: ScoreTraining | None = None
+
+    def identity(self) -> str:
+        """Hex digest of all that its result depends on, but for the data."""
+        start = None if self.scores is None else digest(self.scores.start or {}).hex()
+        scores = None if self.scores is None else repr(replace(self.scores, start=None))
+        parts = [digest(self.state).hex(), digest(self.masks).hex(), repr(self.recipe), scores, start]
+        text = json.dumps([*parts, self.seed, self.first, self.last])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training: the dense network's state, metrics of the test data at the end, the curves of
+    `TrainResult`, the optimizer's state, and the masks in force at the end (found ones, of scores)."""
+
+    state: dict[str, Tensor]
+    metrics: dict[str, float]
+    masks: Masks
+    curve: list[dict[str, float]] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def early_stop(self) -> EarlyStop | None:
+        """The evaluation of least validation loss; None without validation data."""
+        return early_stop(self.steps, self.validation, self.curve) if self.validation else None
+
+
+class Turn:
+    """A training under way: how far it is, what it has found so far, its file in the journal."""
+
+    def __init__(self, training: Training, setup: Setup, path: Path | None) -> None:
+        self.training, self.path = training, None if path is None else path.with_suffix(".safetensors")
+        per_epoch = setup.steps_per_epoch(training.recipe)
+        total = training.recipe.epochs * per_epoch
+        self.end = max(training.first, total if training.last is None else min(training.last, total))
+        grid = training.recipe.evaluate_every or per_epoch
+        if isinstance(setup.data, Loaders):
+            grid = math.lcm(grid, per_epoch)
+        self.piece = grid * max(1, PIECE // grid)
+        self.at, self.finished = training.first, False
+        self.found = Trained(dict(training.state), {}, training.masks)
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    @property
+    def cut(self) -> int:
+        """The step after which the next piece ends: an evaluation's, so that the curve is that of a training
+        in one piece. Score trainings and those without a journal are one piece."""
+        if self.path is None or self.training.scores is not None:
+            return self.end
+        return min(self.end, (self.at // self.piece + 1) * self.piece)
+
+    def take(self, part: Trained) -> None:
+        """Join what a piece has found to what was there."""
+        self.at, before = self.cut, self.found
+        self.finished = self.at >= self.end
+        self.found = replace(
+            part,
+            curve=before.curve + part.curve,
+            steps=before.steps + part.steps,
+            validation=before.validation + part.validation,
+        )
+        if self.path is not None:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        found = self.found
+        tensors = {f"state/{name}": tensor for name, tensor in found.state.items()}
+        tensors |= {f"mask/{name}": mask for name, mask in found.masks.items()}
+        if not self.finished:
+            tensors |= {f"optimizer/{name}": tensor for name, tensor in found.optimizer.items()}
+        content = {
+            "at": self.at, "finished": self.finished, "metrics": found.metrics, "curve": found.curve,
+            "steps": found.steps, "validation": found.validation,
+        }  # fmt: skip
+        metadata = {
+            "format": FORMAT, "identity": self.training.identity(), "content": json.dumps(content),
+            "order": json.dumps(list(tensors)),
+        }  # fmt: skip
+        data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, metadata=metadata)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            raise ArgumentError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+                metadata = file.metadata() or {}
+                names = json.loads(metadata.get("order", "[]"))
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise ArgumentError(f"{path} is no training that could be gone on with: {error}") from error
+        if metadata.get("format") != FORMAT or metadata.get("identity") != self.training.identity():
+            raise ArgumentError(
+                f"{path} is of another search, other settings or another version: give another folder, or "
+                "remove this one"
+            )
+        content = json.loads(metadata["content"])
+        self.at, self.finished = content["at"], content["finished"]
+        self.found = Trained(
+            _named(tensors, "state"),
+            content["metrics"],
+            Masks(_named(tensors, "mask")),
+            content["curve"],
+            content["steps"],
+            content["validation"],
+            _named(tensors, "optimizer"),
+        )
+
+
+def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{kind}/")}

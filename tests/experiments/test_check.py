@@ -1,0 +1,109 @@
+"""Sanity checks of tickets, verdicts, and the small-dense network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.check import check_ticket, retrain
+from lotterykit.experiments.find import find_ticket, resolve
+from lotterykit.experiments.judge import judge
+from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.search_spec import SearchSpec
+from lotterykit.experiments.ticket import Ticket
+from lotterykit.nn import mlp, network
+from lotterykit.training import train
+
+FIELDS = {"data": "digits", "validation": 100, "steps": 150, "density": 0.1}
+
+
+@pytest.fixture(scope="module")
+def ticket() -> Ticket:
+    return find_ticket(SearchSpec(method="imp", rewind="20it", **FIELDS))
+
+
+def test_a_ticket_of_digits_beats_its_controls(ticket):
+    found = ticket.check("shuffle", "reinit", "smart-ratio", "noise", seeds=2, scale=1.0)
+    assert list(found.results) == ["ticket", "shuffle", "reinit", "smart-ratio", "noise"]
+    for kind in ("shuffle", "reinit"):
+        assert min(found.values("ticket")) > max(found.values(kind))
+    assert len(found.lines()) == 5
+    for kind, by_seed in found.results.items():
+        assert set(by_seed) == {0, 1}, kind
+        assert all(row["density"] == ticket.density() for row in by_seed.values())
+
+
+def test_the_ticket_trains_as_the_search_trained_it(ticket):
+    """From its rewind point, with the schedule from there; against the public loop."""
+    again = retrain(ticket)
+    assert again.results["accuracy"] == ticket.results["accuracy"]
+    one = resolve({"": SearchSpec(method="imp", rewind="20it", **FIELDS)})[""]
+    model = ticket.apply_(network("lenet", input=(1, 8, 8)), "20it")
+    result = train(model, one.setup.data, one.recipe, first=20, steps=150)
+    assert abs(result.metrics["loss"] - ticket.results["loss"]) < 1e-3
+    shorter = retrain(ticket, "init", steps=30, lr=1e-4, seed=3)
+    assert shorter.results["loss"] > ticket.results["loss"]
+
+
+def test_inversion_is_another_search():
+    snip = find_ticket(SearchSpec(method="snip", **FIELDS))
+    found = snip.check("invert", seeds=[4])
+    assert max(found.values("invert")) < min(found.values("ticket"))
+    inverted = find_ticket(SearchSpec(method="snip", invert=True, seed=4, **FIELDS))
+    assert found.results["invert"][4]["accuracy"] == inverted.results["accuracy"]
+
+
+def test_refusals(ticket):
+    with pytest.raises(ArgumentError, match="unknown control 'shufle'; did you mean 'shuffle'"):
+        ticket.check("shufle")
+    with pytest.raises(ArgumentError, match="invert is for random, magnitude"):
+        ticket.check("invert")
+    with pytest.raises(ArgumentError, match="seeds must be"):
+        ticket.check(seeds=0)
+    with pytest.raises(ArgumentError, match="no rewind point '7it', only init, 20it, final"):
+        ticket.check(rewind="7it")
+    bare = Ticket(ticket.masks, ticket.snapshots)
+    with pytest.raises(ArgumentError, match="does not say how it was found"):
+        check_ticket(bare)
+    foreign = Ticket(
+        ticket.masks,
+        ticket.snapshots,
+        dict(ticket.recipe) | {"search": {**ticket.recipe["search"], "net": "conv-2"}},
+    )
+    with pytest.raises(ArgumentError, match="the ticket is of another network: it lacks"):
+        check_ticket(foreign)
+    with pytest.raises(ArgumentError, match="at least 2 different learning rates and 3 seeds"):
+        judge(SearchSpec(method="imp", **FIELDS), [1e-3], seeds=3)
+    with pytest.raises(ArgumentError, match="at least 2 different learning rates and 3 seeds"):
+        judge(SearchSpec(method="imp", **FIELDS), [1e-3, 1e-3], seeds=2)
+
+
+@pytest.mark.parametrize("method", ["imp", "snip"])
+def test_a_verdict_trains_every_arm_at_every_rate(method):
+    fields = FIELDS | {"steps": 40}
+    judged = judge(SearchSpec(method=method, **fields), [1e-5, 1.2e-3], seeds=3)
+    assert {arm: {lr: len(rows) for lr, rows in by.items()} for arm, by in judged.rows.items()} == {
+        arm: {1e-5: 3, 1.2e-3: 3} for arm in ("ticket", "reinit", "dense", "small-dense")
+    }
+    assert judged.density == judged.tickets[1e-5, 0].density()
+    assert [c.number for c in judged.verdict.conditions] == [1, 2, 3, 4, 5]
+    means = {lr: sum(r["accuracy"] for r in rows) for lr, rows in judged.rows["dense"].items()}
+    assert means[1e-5] < means[1.2e-3]
+    if method == "snip":  # its dense network is trained on its own, imp's is the first level
+        dense = find_ticket(SearchSpec(method="imp", seed=1, lr=1e-5, **fields)).results["levels"][0]
+        assert judged.rows["dense"][1e-5][1]["accuracy"] == dense["accuracy"]
+
+
+def test_narrowed_networks():
+    vgg = narrowed(network("vgg-16-bn"), [3, *range(2, 15), 10])
+    assert vgg(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert [m.num_features for m in vgg if isinstance(m, nn.BatchNorm2d)] == list(range(2, 15))
+    conv = narrowed(network("conv-4", input=(1, 28, 28)), [1, 3, 4, 5, 6, 7, 8, 10])
+    assert conv(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert narrowed(mlp([4, 9, 3]), [4, 2, 3])(torch.zeros(1, 4)).shape == (1, 3)
+    with pytest.raises(ArgumentError, match="widths must be 3 numbers"):
+        narrowed(mlp([4, 9, 3]), [4, 3])
+    with pytest.raises(ArgumentError, match="is none: residual networks have no single width"):
+        narrowed(network("resnet-20"), [3, 10])

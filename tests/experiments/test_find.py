@@ -1,0 +1,144 @@
+"""`find_ticket`: every method on real digits, specs and their refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lotterykit as lk
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.find import OF_NETWORK, find_ticket, prune_ticket, resolve
+from lotterykit.experiments.recipes import RECIPES
+from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
+from lotterykit.nn import mlp
+from lotterykit.nn.models import NETWORKS
+from lotterykit.pruning import prune_
+from lotterykit.training.recipe import Split, batch_order
+
+DIGITS = {"data": "digits", "validation": 100, "steps": 80}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_a_ticket_of_the_density(method):
+    more = {"score_epochs": 7} if method in SCORE_TRAINED else {}
+    spec = SearchSpec(method=method, density=0.2, **DIGITS, **more)
+    ticket = find_ticket(spec)
+    kept = sum(k for k, _ in ticket.masks.counts().values())
+    total = sum(n for _, n in ticket.masks.counts().values())
+    exact = sum(round(0.2 * n) for _, n in ticket.masks.counts().values())
+    assert kept == (exact if method == "edge-popup" else round(0.2 * total))
+    assert {"init", "final"} <= set(ticket.snapshots)
+    for name, mask in ticket.masks.items():
+        assert not ticket.snapshots["final"][name][~mask].any()
+        assert not torch.equal(ticket.snapshots["final"][name], ticket.rewind()[name])
+    assert SearchSpec(**ticket.recipe["search"]) == spec
+    assert ticket.results["accuracy"] > 0.15
+    assert ticket.results["stop_step"] == 80
+    again = ticket.apply_(lk.nn.network("lenet", input=(1, 8, 8)), "final").eval()
+    images = lk.data.load("digits", validation=100)
+    with torch.no_grad():
+        right = (again(images.split[2]).argmax(1) == images.split[3]).double().mean()
+    assert abs(float(right) - ticket.results["accuracy"]) < 1e-9
+
+
+def test_pruning_at_init_is_that_of_prune_():
+    """The mask of one shot, and of two with training between, against the public pieces."""
+    spec = SearchSpec(method="snip", density=0.1, **DIGITS)
+    one = resolve({"": spec})[""]
+    x, y = one.setup.data.x_train, one.setup.data.y_train
+    order = batch_order(len(x), 0, 0)
+    batch = torch.cat([order[y[order] == c][:10] for c in range(10)])
+    model = lk.nn.network("lenet", input=(1, 8, 8), init="glorot_normal", seed=0)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = [(x[batch], y[batch])]
+    masks = prune_(model, "snip", density=0.1, data=data, loss_fn=nn.functional.cross_entropy)
+    ticket = prune_ticket(spec)
+    assert all(torch.equal(ticket.masks[name], masks[name]) for name in masks)
+    assert all(torch.equal(ticket.snapshots["init"][name], start[name]) for name in start)
+    assert "accuracy" not in ticket.results
+
+    model = lk.nn.network("lenet", input=(1, 8, 8), init="glorot_normal", seed=0)
+    recipe = lk.Recipe("cross_entropy", epochs=1, batch_size=60, lr=1.2e-3)
+    for density in (0.1**0.5, 0.1):
+        lk.train(model, one.setup.data, recipe)
+        prune_(model, "snip", density=density, data=data, loss_fn=nn.functional.cross_entropy)
+        model.load_state_dict(start, strict=False)
+    found = find_ticket(SearchSpec(method="snip", density=0.1, shots=2, shot_epochs=1, **DIGITS)).masks
+    masks = lk.Masks.from_model(model)
+    different = sum(int((found[name] != masks[name]).sum()) for name in masks)
+    assert different <= 0.002 * sum(mask.numel() for mask in masks.values())  # float32 of two engines
+
+
+def test_own_networks_data_and_values():
+    x, y = torch.randn(120, 6), torch.randn(120, 2)
+    data = Split(x[:100], y[:100], x[100:], y[100:])
+    spec = SearchSpec(method="imp", density=0.3, net="mine", recipe="p4/lenet", steps=30)
+    ticket = find_ticket(spec, build=lambda seed: mlp([6, 20, 2], seed=seed), data=data)
+    assert "mse" in ticket.results
+    assert "network" not in ticket.recipe
+    with pytest.raises(ArgumentError, match="network 'mine' has no recipe of its own"):
+        find_ticket(spec.model_copy(update={"recipe": None}), build=lambda seed: mlp([6, 20, 2]), data=data)
+
+
+def test_every_network_has_a_recipe():
+    assert set(OF_NETWORK) == set(NETWORKS)
+    assert set(OF_NETWORK.values()) <= set(RECIPES)
+
+
+def test_fewer_steps_shrink_the_schedule():
+    spec = SearchSpec(method="imp", density=0.5, net="resnet-20", data="digits", steps=300)
+    one = resolve({"": spec})[""]
+    assert one.steps == 300
+    assert one.recipe.milestones == (200, 250)
+    assert one.recipe.warmup == 200
+    full = resolve({"": spec.model_copy(update={"steps": None})})[""]
+    assert full.recipe.milestones == (20_000, 25_000)
+    changed = resolve({"": spec.model_copy(update={"lr": 0.5, "weight_decay": 0.25, "batch_size": 7})})[""]
+    assert (changed.recipe.lr, changed.recipe.weight_decay, changed.recipe.batch_size) == (0.5, 0.25, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "imp2"}, "unknown method 'imp2'; did you mean 'imp'"),
+        ({"density": 0.0}, "density is kept / total"),
+        ({"density": "x"}, "density"),
+        ({"net": "lenett"}, "unknown network 'lenett'; did you mean 'lenet'"),
+        ({"data": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'"),
+        ({"recipe": "p5/lenet"}, "unknown recipe"),
+        ({"rewind": "5"}, 'rewind must be "init", "<k>it" or "<k>ep"'),
+        ({"rewind": "100it"}, "rewind must be a step in"),
+        ({"rounds": 3}, "rounds is for random, magnitude"),
+        ({"method": "snip", "rewind": "5it"}, "rewind is for imp only, got method 'snip'"),
+        ({"method": "snip", "reset": "never"}, "need shots"),
+        ({"method": "snip", "samples": 1000}, "training examples, samples asks for 1000"),
+        ({"method": "gem-miner", "score_epochs": 3}, "density 0.2 needs more than 5 epochs"),
+        ({"method": "edge-popup", "freeze_every": 3}, "freeze_every is for gem-miner only"),
+        ({"scope": "layer"}, "unknown scope 'layer'"),
+        ({"validation": 10**6}, "validation must leave some"),
+        ({"seed": -1}, "seed"),
+        ({"net": "resnet-20", "density": 0.0001}, "are never pruned"),
+    ],
+)
+def test_refusals(fields, message):
+    with pytest.raises(ArgumentError, match=message) as caught:
+        find_ticket(SearchSpec(**({"method": "imp", "density": 0.2} | DIGITS | fields)))
+    assert "\n" not in str(caught.value)
+
+
+def test_toml(tmp_path):
+    path = tmp_path / "search.toml"
+    path.write_text('method = "imp"\ndensity = 0.1\nrewind = "2ep"\n')
+    assert load_search(path, seed=3) == SearchSpec(method="imp", density=0.1, rewind="2ep", seed=3)
+    for text, message in (
+        ("density = 0.1", "search.toml: method is missing"),
+        ('method = "imp"\ndensity = 2.0', "search.toml: density is kept"),
+        ('method = "imp"\ndensty = 0.1', "unknown key 'densty'; did you mean 'density'"),
+        ("method = ", "not valid TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ArgumentError, match=message):
+            load_search(path)
+    with pytest.raises(ArgumentError, match="No such file"):
+        load_search(tmp_path / "none.toml")
