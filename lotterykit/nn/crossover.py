@@ -20,7 +20,7 @@ class Crossover(NamedTuple):
 
 
 # Forward + backward of a whole layer: sparse beats masked and plain at each batch and image size measured.
-# Smaller linear layers are overhead, where only a native training loop helps. Rows are tried from top to bottom.
+# Smaller linear layers are overhead, where only a native training loop helps. Rows are tried in order.
 EVIDENCE = "benchmarks/results/x86_64-avx512-layers.json"
 CROSSOVERS: tuple[Crossover, ...] = (
     Crossover("linear", 256 * 256, 0.3, EVIDENCE),
