@@ -15,8 +15,9 @@ import lotterykit as lk
 from lotterykit.data.images import DATASETS
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.imp import FINAL
-from lotterykit.experiments.plant_back import PlantBack, compared, plant_back
+from lotterykit.experiments.plant_back import PlantBack, PlantedBack, compared, plant_back
 from lotterykit.experiments.recipes import RECIPES
+from lotterykit.experiments.trainings import Trained
 from lotterykit.mask import Masks, prunable_layers
 from lotterykit.nn.init import INITS
 from lotterykit.nn.models import NETWORKS
@@ -244,6 +245,22 @@ def test_rows_and_lines(result):
     assert f"{result.ticket.results['accuracy']:.4f}" in lines[1]
     layers = result.found[0.2].results["levels"][0]["per_layer"]
     assert list(layers) == list(result.truth.masks)
+
+
+def test_a_level_that_diverged_leaves_none():
+    """The search as a generator: what it asks for, what it makes of a loss that is not finite."""
+    state = {"0.weight": torch.ones(2, 3)}
+    truth = Masks({"0.weight": torch.tensor([[True, False, False], [True, True, False]])})
+    recipe = Recipe("mse", 1, 50, "sgd")
+    search = PlantBack(**SMALL | {"levels": 1}).search(state, truth, 0.5, recipe)
+    asked = next(search)
+    assert (asked.recipe, asked.scores.density, asked.scores.start) == (recipe, 0.5, None)
+    with pytest.raises(StopIteration) as end:
+        search.send(Trained(state, {"loss": float("inf"), "mse": float("nan")}, truth))
+    ticket = end.value.value
+    assert (ticket.results["loss"], ticket.results["mse"], ticket.results["recall"]) == (None, None, 1.0)
+    shown = PlantedBack(ticket, ticket, {0.5: ticket})
+    assert [("diverged" in line) for line in shown.lines()] == [False, True, True, True]
 
 
 def test_reachable_is_the_recall_of_the_best_mask_of_these_counts():
