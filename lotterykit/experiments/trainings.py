@@ -11,6 +11,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
@@ -119,6 +120,7 @@ class Turn:
             "format": FORMAT, "identity": self.training.identity(), "setup": self.setup.fingerprint,
             "content": json.dumps(content), "order": json.dumps(list(tensors)),
         }  # fmt: skip
+        metadata["digest"] = _digest(metadata["content"], tensors)
         data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, metadata=metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +146,8 @@ class Turn:
                 f"{path} is of another search, other data, other settings or another version: give another "
                 "folder, or remove this one"
             )
+        if metadata.get("digest") not in (None, _digest(metadata["content"], tensors)):
+            raise ArgumentError(f"{path} is damaged: its digest is another than the file says; remove it")
         self.at, self.finished = content["at"], content["finished"]
         self.found = Trained(
             _named(tensors, "state"),
@@ -154,6 +158,10 @@ class Turn:
             content["validation"],
             _named(tensors, "optimizer"),
         )
+
+
+def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest({**tensors, content: torch.empty(0)}).hex()
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

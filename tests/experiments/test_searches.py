@@ -135,7 +135,13 @@ def test_the_journal_of_another_search_is_refused(tmp_path):
     find_ticket(spec_of("snip"), folder=tmp_path)
     with pytest.raises(ArgumentError, match=r"001\.safetensors is of another search, other data"):
         find_ticket(spec_of("snip", seed=1), folder=tmp_path)
-    (tmp_path / "snip" / "001.safetensors").write_bytes(b"half a file")
+    first = tmp_path / "snip" / "001.safetensors"
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(bytes(data))
+    with pytest.raises(ArgumentError, match=r"001\.safetensors is damaged"):
+        find_ticket(spec_of("snip"), folder=tmp_path)
+    first.write_bytes(b"half a file")
     with pytest.raises(ArgumentError, match="is no training that could be gone on with"):
         find_ticket(spec_of("snip"), folder=tmp_path)
     (tmp_path / "file").write_text("")
@@ -237,7 +243,7 @@ def test_a_journal_that_does_not_name_its_data_is_gone_on_with(tmp_path):
     for path in tmp_path.rglob("*.safetensors"):
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        assert len(metadata.pop("setup")) == 32
+        assert len(metadata.pop("setup")) == len(metadata.pop("digest")) == 32
         safetensors.torch.save_file(tensors, path, metadata)
     begun: list[str] = []
     again = find_ticket(spec_of("snip"), folder=tmp_path, progress=lambda name, *_: begun.append(name))
