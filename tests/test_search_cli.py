@@ -99,6 +99,17 @@ def test_refusals(capsys, command, message):
     assert message in refused(capsys, *command)
 
 
+def test_a_training_that_diverges_leaves_a_ticket(capsys):
+    for method in (["magnitude"], ["gem-miner", "--score-epochs", "6"]):
+        assert invoke(["find", *method, "--density", ".3", *SMALL, "--lr", "1e30"]) == 0
+        results = Ticket.load("ticket.safetensors").results
+        assert results["loss"] is None
+        assert 0 <= results["accuracy"] < 0.3
+    assert "the training diverged" in refused(
+        capsys, "find", "imp", "--density", ".3", *SMALL, "--lr", "1e30", "--out", "other"
+    )
+
+
 def test_a_damaged_ticket_and_foreign_options(folder, capsys):
     assert invoke(["prune", "random", "--density", ".5", "--data", "digits", "--out", "p"]) == 0
     assert "no rewind point '5it', only init" in refused(capsys, "train", "p", "--start", "5it")

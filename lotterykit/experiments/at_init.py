@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments.imp import FINAL, outcome
+from lotterykit.experiments.imp import FINAL, outcome, plain
 from lotterykit.experiments.searches import Search
 from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.ticket import INIT, Ticket
@@ -67,7 +67,7 @@ class AtInit:
             "density": masks.density(),
             "rounds": rounds,
             "epochs": taken,
-            "untrained": dict(strong.metrics),
+            "untrained": plain(strong.metrics),
             **outcome(trained),
         }
         snapshots = {INIT: dict(state), FINAL: trained.state}

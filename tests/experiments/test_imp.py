@@ -14,6 +14,8 @@ from lotterykit.errors import ArgumentError
 from lotterykit.experiments.imp import IMP, level_counts, pruned
 from lotterykit.experiments.searches import run_together
 from lotterykit.experiments.setup import Setup
+from lotterykit.experiments.trainings import Trained
+from lotterykit.mask import Masks
 from lotterykit.nn import mlp
 from lotterykit.training.recipe import Recipe, Split, batch_order
 
@@ -114,7 +116,7 @@ def test_levels_are_reported_with_costs_and_collapse():
     )[""]
     levels = ticket.results["levels"]
     assert seen == [(row["level"], row["density"]) for row in levels]
-    assert [row["epochs"] for row in levels] == [3.0 * (n + 1) for n in range(len(levels))]
+    assert [row["epochs"] for row in levels] == [3.0 * n for n in range(len(levels))]
     assert levels[0]["density"] == 1.0
     assert levels[-1]["density"] == ticket.density() == 104 / 207
     assert all(row["stop_step"] in (8, 16, 24) and row["empty_layers"] == [] for row in levels)
@@ -167,7 +169,7 @@ def test_refusals():
         ("a are never pruned", {"fractions": {"a": 0.0}}),
         (r"prune fraction of 'a' must lie in \[0, 1\), got 1.0", {"fractions": {"a": 1.0}}),
         ("density is kept", {"density": 0.0}),
-        ("rewind must be a step", {"rewind": 25}),
+        ("rewind must be a step", {"rewind": 24}),
         ("rewind must be a step", {"rewind": 0.5}),
         ("after", {"after": "resume"}),
         ("scope", {"scope": "layer"}),
@@ -176,3 +178,42 @@ def test_refusals():
         given = {"fractions": {"a": 0.2}, "density": 0.5} | arguments
         with pytest.raises(ArgumentError, match=message):
             next(IMP(RECIPE, per_epoch=8, steps=STEPS, **given).search(state))
+
+
+@pytest.mark.parametrize(
+    ("after", "rewind", "epochs"),
+    [("rewind", 0, 2850), ("rewind", 150, 2850 - 18), ("learning-rate", 0, 3000), ("fine-tune", 0, 3000),
+     ("continue", 0, 2850)],
+)  # fmt: skip
+def test_costs_are_those_of_rare_gems_table_1(after, rewind, epochs):
+    """19 levels of 150 epochs: what finding the ticket takes, without the training of what was found."""
+    state = {"a": torch.randn(10_000)}
+    imp = IMP(Recipe("mse"), {"a": 0.2}, 0.0145, 150, 150 * 150, after=after, rewind=rewind)
+    search = imp.search(state)
+    asked = next(search)
+    while True:
+        found = Trained({"a": asked.state["a"] * asked.masks["a"]}, {"loss": 1.0}, asked.masks)
+        try:
+            asked = search.send(found)
+        except StopIteration as end:
+            assert end.value.results["epochs"] == epochs
+            return
+
+
+def test_a_training_that_diverged_is_told_apart():
+    """Metrics without a number are None in the ticket; weights without one cannot be ranked."""
+    nan = float("nan")
+    state = {"a": torch.ones(4)}
+    masks = Masks({"a": torch.ones(4, dtype=torch.bool)})
+    search = IMP(Recipe("mse"), {"a": 0.5}, 0.5, 8, STEPS, seed=2**63 - 1).search(state)
+    next(search)
+    search.send(Trained(state, {"loss": float("inf"), "mse": nan}, masks, [{"loss": nan}], [8], [{"loss": nan}]))
+    with pytest.raises(StopIteration) as end:
+        search.send(Trained(state, {"loss": nan}, masks))
+    levels = end.value.value.results["levels"]
+    assert (levels[0]["loss"], levels[0]["mse"], levels[1]["loss"]) == (None, None, None)
+    assert levels[0]["stop_validation"] == {"loss": None}
+    search = IMP(Recipe("mse"), {"a": 0.5}, 0.5, 8, STEPS).search(state)
+    next(search)
+    with pytest.raises(ArgumentError, match="the training diverged, a hold NaN"):
+        search.send(Trained({"a": torch.tensor([1.0, nan, 2.0, 3.0])}, {"loss": nan}, masks))
