@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,8 +35,9 @@ class Check:
     metric: str
 
     def values(self, kind: str) -> list[float]:
-        """The metric of a kind, a value a seed."""
-        return [float(row[self.metric]) for row in self.results[kind].values()]
+        """The metric of a kind, a value a seed; NaN of a training that diverged."""
+        found = [row[self.metric] for row in self.results[kind].values()]
+        return [math.nan if value is None else float(value) for value in found]
 
     def lines(self) -> list[str]:
         """A line a kind: mean, least and greatest value, and how far the ticket's mean lies above it."""
@@ -78,13 +80,17 @@ def check_ticket(
     valid = (*CONTROLS, INVERT, SMART_RATIO)
     if unknown := [kind for kind in kinds if kind not in valid]:
         raise unknown_name("control", unknown[0], valid)
+    takes = {CONTROLS[kind].option for kind in kinds if kind in CONTROLS}
+    if foreign := [name for name in options if name not in takes]:
+        raise ArgumentError(f"none of the controls {', '.join(kinds)} takes {foreign[0]}")
     draw = None if build is None else (lambda seed: build(seed).state_dict())
     searches: dict[str, Search] = {}
     for seed in numbers:
         for kind in (TICKET, *dict.fromkeys(kinds)):
             name = f"{kind}-{seed}"
             if kind == INVERT:
-                again = SearchSpec(**(one.spec.model_dump() | {"invert": True, "seed": seed}))
+                fields = {"invert": not one.spec.invert, "seed": seed}
+                again = SearchSpec(**(one.spec.model_dump() | fields))
                 searches[name] = resolve({name: again}, build=build, data=one.setup.data,
                                          validation=one.setup.validation)[name].search()  # fmt: skip
                 continue
@@ -93,8 +99,10 @@ def check_ticket(
                 densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
                 shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
             elif kind != TICKET:
-                own = {name: value for name, value in options.items() if CONTROLS[kind].option == name}
-                shown = control(ticket, kind, seed=seed, rewind=point, draw=draw, **own)
+                row = CONTROLS[kind]
+                own = {name: value for name, value in options.items() if row.option == name}
+                own |= {"draw": draw} if row.draws else {}
+                shown = control(ticket, kind, seed=seed, rewind=point, **own)
             searches[name] = trained(
                 shown, one, point if kind == TICKET else INIT, seed, first_of(point, one)
             )
@@ -119,10 +127,14 @@ def retrain(
     **changes: Any,
 ) -> Ticket:
     """The ticket trained again from the rewind point `start` (None: the search's), as its recipe says but for
-    `changes` of the spec's fields (steps, lr, data ...). Raises `ArgumentError`."""
-    one = resolved_of(ticket, **changes)
+    `changes` of the spec's fields (steps, lr, data ...), which its recipe then names under `retrained`.
+
+    Raises `ArgumentError`, also where `steps` end before the rewind point."""
+    one = resolved_of(ticket, changes)
     point = start or str(ticket.results.get("point", INIT))
-    search = trained(ticket, one, point, check_seed(seed), first_of(point, one))
+    record = {"start": point, "seed": check_seed(seed), **changes}
+    told = replace(ticket, recipe={**ticket.recipe, "retrained": record})
+    search = trained(told, one, point, seed, first_of(point, one))
     return run_together({"train": search}, one.setup, folder=folder, progress=progress)["train"]
 
 
@@ -130,29 +142,37 @@ def trained(ticket: Ticket, one: Resolved, point: str, seed: int, first: int = 0
     """The search that only trains: a ticket from one of its points, its schedule from step `first`."""
     start = ticket.rewind(point)
     done = yield Training(start, ticket.masks, one.recipe, seed, first, one.steps)
-    snapshots = {INIT: ticket.snapshots[INIT], FINAL: done.state}
-    return Ticket(ticket.masks, snapshots, ticket.recipe, {"density": ticket.density(), **outcome(done)})
+    results = {"density": ticket.density(), "point": point, **outcome(done)}
+    return Ticket(ticket.masks, {**ticket.snapshots, FINAL: done.state}, ticket.recipe, results)
 
 
 def first_of(point: str, one: Resolved) -> int:
-    """The step that a rewind point stands at."""
-    return int(point[:-2]) if point.endswith("it") and point[:-2].isdecimal() else 0
+    """The step that a rewind point stands at. Raises `ArgumentError` where the training ends before."""
+    number, unit = point[:-2], point[-2:]
+    if unit not in ("it", "ep") or not number.isdecimal():
+        return 0
+    first = int(number) * (one.per_epoch if unit == "ep" else 1)
+    if first >= one.steps:
+        raise ArgumentError(
+            f"rewind point {point!r} stands at step {first}: steps must be more, got {one.steps}"
+        )
+    return first
 
 
 def resolved_of(
     ticket: Ticket,
+    changes: Mapping[str, Any] | None = None,
     *,
     build: Callable[[int], nn.Module] | None = None,
     data: Split | Loaders | None = None,
     validation: Pair | None = None,
-    **changes: Any,
 ) -> Resolved:
     """The search that found a ticket, with some fields changed. Raises `ArgumentError` where the ticket does
     not say, or its network is another than the spec's now."""
     fields = ticket.recipe.get("search")
     if not isinstance(fields, Mapping):
         raise ArgumentError("the ticket does not say how it was found (no 'search' in its recipe)")
-    spec = SearchSpec(**(dict(fields) | changes))
+    spec = SearchSpec(**(dict(fields) | dict(changes or {})))
     one = resolve({"": spec}, build=build, data=data, validation=validation)[""]
     ticket.apply_(one.setup.build())  # raises where it does not fit
     return one

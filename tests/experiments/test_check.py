@@ -15,6 +15,7 @@ from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.ticket import Ticket
 from lotterykit.nn import mlp, network
 from lotterykit.training import train
+from lotterykit.training.recipe import Split
 
 FIELDS = {"data": "digits", "validation": 100, "steps": 150, "density": 0.1}
 
@@ -55,7 +56,42 @@ def test_inversion_is_another_search():
     assert found.results["invert"][4]["accuracy"] == inverted.results["accuracy"]
 
 
+def test_a_ticket_that_was_trained_again_is_still_the_searchs(ticket):
+    """It keeps the rewind points, goes back to the same one, and says what was another."""
+    again = retrain(ticket, seed=2, data="digits", lr=1e-3)
+    assert list(again.snapshots) == ["init", "20it", "final"]
+    assert again.results["point"] == "20it"
+    assert again.recipe["retrained"] == {"start": "20it", "seed": 2, "data": "digits", "lr": 1e-3}
+    assert retrain(again).results["loss"] == ticket.results["loss"]
+    assert retrain(again).digest() != ticket.digest()
+    with pytest.raises(ArgumentError, match="rewind point '20it' stands at step 20: steps must be more, got 20"):
+        retrain(ticket, steps=20)
+    with pytest.raises(ArgumentError, match="unknown data set 'diggits'; did you mean 'digits'"):
+        retrain(ticket, data="diggits")
+    with pytest.raises(ArgumentError, match="unknown key 'stepz'; did you mean 'steps'"):
+        retrain(ticket, stepz=3)
+
+
+def test_networks_of_ones_own_are_checked():
+    x, y = torch.randn(90, 6), torch.randint(3, (90,))
+    data = Split(x[:80], y[:80], x[80:], y[80:])
+
+    def build(seed):
+        return mlp([6, 20, 3], seed=seed)
+
+    spec = SearchSpec(method="snip", density=0.3, net="mine", recipe="p4/lenet", steps=20, samples=5)
+    ticket = find_ticket(spec, build=build, data=data)
+    found = ticket.check("shuffle", "reinit", "random", "invert", seeds=2, build=build, data=data)
+    assert list(found.results) == ["ticket", "shuffle", "reinit", "random", "invert"]
+    inverted = find_ticket(spec.model_copy(update={"invert": True}), build=build, data=data)
+    back = inverted.check("invert", seeds=[0], build=build, data=data)
+    assert back.results["invert"][0]["loss"] == ticket.results["loss"]
+
+
 def test_refusals(ticket):
+    for kinds in (("shuffle",), ("invert",)):
+        with pytest.raises(ArgumentError, match=f"none of the controls {kinds[0]} takes scale"):
+            ticket.check(*kinds, scale=1.0)
     with pytest.raises(ArgumentError, match="unknown control 'shufle'; did you mean 'shuffle'"):
         ticket.check("shufle")
     with pytest.raises(ArgumentError, match="invert is for random, magnitude"):
