@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from lotterykit.cli import invoke
+from lotterykit.errors import ArgumentError
 from lotterykit.experiments.ticket import Ticket
 
 SMALL = ["--data", "digits", "--validation", "100", "--steps", "60"]
@@ -135,3 +136,55 @@ def test_ctrl_c_leaves_a_journal_that_the_same_command_goes_on_from(folder):
     assert "training 1," not in again.stderr
     assert (folder / "ticket.safetensors").exists()
     assert not (folder / "ticket.safetensors.journal").exists()
+
+
+def test_a_ticket_that_cannot_be_saved_leaves_its_journal(folder, capsys, monkeypatch):
+    """And the end of one search leaves the journal of another that was stopped."""
+    command = ["find", "magnitude", "--density", ".3", *SMALL]
+
+    def full(self, path):
+        raise ArgumentError(f"cannot write the ticket to {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ticket, "save", full)
+        assert "No space left on device" in refused(capsys, *command)
+    assert len(list((folder / "ticket.safetensors.journal" / "magnitude").iterdir())) == 2
+    assert invoke(["find", "random", *command[2:]]) == 0
+    capsys.readouterr()
+    assert invoke(command) == 0
+    assert "training" not in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["ticket.safetensors"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(folder, capsys, monkeypatch):
+    search = ["--density", ".3", *SMALL]
+    assert invoke(["prune", "random", *search, "--out", "p"]) == 0
+    (folder / "file").write_text("")
+
+    def read_only(**given):
+        raise PermissionError(13, "Permission denied")
+
+    def work(*given, **more):
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr("lotterykit.experiments.searches.train_replicas", work)
+    for command in (["find", "imp", *search], ["check", "p"], ["verdict", "magnitude", *search]):
+        assert "file: File exists" in refused(capsys, *command, "--folder", "file")
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)
+    for command in (["find", "imp", *search], ["prune", "random", *search], ["train", "p"]):
+        assert "Permission denied" in refused(capsys, *command)
+    assert sorted(path.name for path in folder.iterdir()) == ["file", "p"]
+
+
+def test_training_on_another_data_set(capsys):
+    assert invoke(["prune", "random", "--density", ".3", *SMALL, "--out", "p"]) == 0
+    assert invoke(["train", "p", "--data", "digits", "--steps", "5"]) == 0
+    assert "unknown data set 'mnits'; did you mean 'mnist'" in refused(
+        capsys, "train", "p", "--data", "mnits"
+    )
+    assert "takes scale" in refused(capsys, "check", "p", "--scale", "1")
+
+
+def test_quick_is_no_word_for_a_file(folder, capsys):
+    (folder / "s.toml").write_text('method = "imp"\ndensity = 0.2\n')
+    assert "--quick goes with a method's name" in refused(capsys, "find", "s.toml", "--quick")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotterykit.experiments.imp import FINAL, outcome, plain, plain
+from lotterykit.experiments.imp import FINAL, outcome, plain
 from lotterykit.experiments.searches import Search
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training

@@ -207,7 +207,9 @@ def test_a_training_that_diverged_is_told_apart():
     masks = Masks({"a": torch.ones(4, dtype=torch.bool)})
     search = IMP(Recipe("mse"), {"a": 0.5}, 0.5, 8, STEPS, seed=2**63 - 1).search(state)
     next(search)
-    search.send(Trained(state, {"loss": float("inf"), "mse": nan}, masks, [{"loss": nan}], [8], [{"loss": nan}]))
+    search.send(
+        Trained(state, {"loss": float("inf"), "mse": nan}, masks, [{"loss": nan}], [8], [{"loss": nan}])
+    )
     with pytest.raises(StopIteration) as end:
         search.send(Trained(state, {"loss": nan}, masks))
     levels = end.value.value.results["levels"]
