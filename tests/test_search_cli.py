@@ -179,9 +179,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(folder, capsys, monke
 def test_training_on_another_data_set(capsys):
     assert invoke(["prune", "random", "--density", ".3", *SMALL, "--out", "p"]) == 0
     assert invoke(["train", "p", "--data", "digits", "--steps", "5"]) == 0
-    assert "unknown data set 'mnits'; did you mean 'mnist'" in refused(
-        capsys, "train", "p", "--data", "mnits"
-    )
+    assert "unknown data set 'mnits'" in refused(capsys, "train", "p", "--data", "mnits")
     assert "takes scale" in refused(capsys, "check", "p", "--scale", "1")
 
 

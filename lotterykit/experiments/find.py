@@ -287,11 +287,14 @@ def _training(spec: SearchSpec, paper: PaperRecipe, setup: Setup) -> tuple[Recip
     if spec.steps is not None:
         per_epoch = setup.steps_per_epoch(recipe)
         scale = spec.steps / steps
+        unit = per_epoch if recipe.milestone_unit == "epochs" else 1
         recipe = replace(
             recipe,
             epochs=-(-spec.steps // per_epoch),
             warmup=round(recipe.warmup * scale),
-            milestones=tuple(round(m * scale) for m in recipe.milestones),
+            # in steps: of few epochs the milestones would round to the start
+            milestones=tuple(round(m * unit * scale) for m in recipe.milestones),
+            milestone_unit="steps",
         )
         steps = spec.steps
     given = {"lr": spec.lr, "weight_decay": spec.weight_decay}

@@ -79,7 +79,7 @@ class IMP:
         """The search from a network's `state` at init. `recipe` goes into the ticket; `on_level(level,
         ticket)` is called after each level with the ticket it trained."""
         masks = Masks({n: torch.ones_like(state[n], dtype=torch.bool) for n in self.fractions})
-        counts = level_counts({n: m.numel() for n, m in masks.items()}, self.fractions, self.density)
+        counts = self._counts({name: mask.numel() for name, mask in masks.items()})
         if self.one_shot:
             counts = counts[-1:]
         snapshots = {INIT: dict(state)}
@@ -122,6 +122,14 @@ class IMP:
         last = self.recipe.learning_rate(max(0, self.steps - 1), self.per_epoch)
         tuned = replace(self.recipe, schedule="constant", warmup=0, milestones=(), lr=last)
         return Training(start, masks, tuned, self.seed, self.rewind, self.steps)
+
+    def _counts(self, sizes: Mapping[str, int]) -> list[dict[str, int]]:
+        """`level_counts`, tensors that are ranked together counted together, by their first name."""
+        first = {name: group[0] for group in self._groups() for name in group}
+        together: dict[str, int] = {}
+        for name, size in sizes.items():
+            together[first.get(name, name)] = together.get(first.get(name, name), 0) + size
+        return level_counts(together, {name: self.fractions[name] for name in together}, self.density)
 
     def _groups(self) -> list[list[str]]:
         """The names that are ranked together."""
@@ -205,8 +213,8 @@ def _exact(kept: Mapping[str, int], fractions: Mapping[str, float], target: int)
 def pruned(
     masks: Masks, state: Mapping[str, Tensor], counts: Mapping[str, int], groups: list[list[str]], seed: int
 ) -> Masks:
-    """The `counts` kept weights of largest magnitude in `state`, in each group of tensors together, of those
-    that `masks` keep; other tensors keep what they have. Raises `ArgumentError` for weights that are NaN."""
+    """The kept weights of largest magnitude in `state`, of those that `masks` keep: `counts[group[0]]` of each
+    group of tensors together; other tensors keep what they have. Raises `ArgumentError` for weights that are NaN."""
     magnitudes = {name: state[name].abs() for group in groups for name in group}
     if diverged := [name for name, of in magnitudes.items() if bool(of.isnan().any())]:
         raise ArgumentError(
@@ -216,8 +224,5 @@ def pruned(
     return best_kept(
         masks,
         magnitudes,
-        [
-            (group, sum(counts[name] for name in group), (seed * number + i) % 2**63)
-            for i, group in enumerate(groups)
-        ],
+        [(group, counts[group[0]], (seed * number + i) % 2**63) for i, group in enumerate(groups)],
     )

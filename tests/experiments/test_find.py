@@ -94,6 +94,10 @@ def test_fewer_steps_shrink_the_schedule():
     assert one.recipe.warmup == 200
     full = resolve({"": spec.model_copy(update={"steps": None})})[""]
     assert full.recipe.milestones == (20_000, 25_000)
+    epochs = spec.model_copy(update={"net": "resnet-20-padded", "steps": 160})  # of the recipe's 150 epochs
+    assert resolve({"": epochs})[""].recipe.milestones == (round(160 * 80 / 150), round(160 * 120 / 150))
+    rates = [resolve({"": epochs})[""].recipe.learning_rate(step, 15) for step in (0, 84, 85, 127, 128)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
     changed = resolve({"": spec.model_copy(update={"lr": 0.5, "weight_decay": 0.25, "batch_size": 7})})[""]
     assert (changed.recipe.lr, changed.recipe.weight_decay, changed.recipe.batch_size) == (0.5, 0.25, 7)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 
@@ -189,15 +190,34 @@ def test_costs_are_those_of_rare_gems_table_1(after, rewind, epochs):
     """19 levels of 150 epochs: what finding the ticket takes, without the training of what was found."""
     state = {"a": torch.randn(10_000)}
     imp = IMP(Recipe("mse"), {"a": 0.2}, 0.0145, 150, 150 * 150, after=after, rewind=rewind)
-    search = imp.search(state)
+    assert ended(imp.search(state)).results["epochs"] == epochs
+
+
+def ended(search):
+    """The ticket of a search whose trainings change no weight."""
     asked = next(search)
-    while True:
-        found = Trained({"a": asked.state["a"] * asked.masks["a"]}, {"loss": 1.0}, asked.masks)
-        try:
-            asked = search.send(found)
-        except StopIteration as end:
-            assert end.value.results["epochs"] == epochs
-            return
+    with pytest.raises(StopIteration) as end:
+        while True:
+            asked = search.send(Trained(dict(asked.state), {"loss": 1.0}, asked.masks))
+    return end.value.value
+
+
+def test_tensors_ranked_together_are_counted_together():
+    """Each level drops the share of their sum: rounding in each would leave two of every small tensor."""
+    state = {str(i): torch.randn(3) for i in range(40)} | {"head": torch.randn(7)}
+    fractions = dict.fromkeys(state, 0.2) | {"head": 0.0}
+    levels = []
+    imp = IMP(Recipe("mse"), fractions, 20 / 127, 8, STEPS, scope="global")
+    ticket = ended(imp.search(state, on_level=lambda n, t: levels.append(t.masks.counts())))
+    kept = [sum(k for name, (k, _) in counts.items() if name != "head") for counts in levels]
+    assert kept[-1] == 20 - 7
+    for before, after in itertools.pairwise(kept[:-1]):
+        assert after == round(0.8 * before)
+    assert ticket.masks["head"].all()
+    magnitudes = torch.cat([state[str(i)].abs() for i in range(40)])
+    assert {float(v) for v in magnitudes.sort(descending=True).values[:13]} == {
+        float(v) for i in range(40) for v in state[str(i)].abs()[ticket.masks[str(i)]]
+    }
 
 
 def test_a_training_that_diverged_is_told_apart():
