@@ -213,8 +213,10 @@ def _exact(kept: Mapping[str, int], fractions: Mapping[str, float], target: int)
 def pruned(
     masks: Masks, state: Mapping[str, Tensor], counts: Mapping[str, int], groups: list[list[str]], seed: int
 ) -> Masks:
-    """The kept weights of largest magnitude in `state`, of those that `masks` keep: `counts[group[0]]` of each
-    group of tensors together; other tensors keep what they have. Raises `ArgumentError` for weights that are NaN."""
+    """The kept weights of largest magnitude in `state`, of those that `masks` keep: `counts[group[0]]` of
+    each group of tensors together; other tensors keep what they have.
+
+    Raises `ArgumentError` for weights that are NaN."""
     magnitudes = {name: state[name].abs() for group in groups for name in group}
     if diverged := [name for name, of in magnitudes.items() if bool(of.isnan().any())]:
         raise ArgumentError(

@@ -132,6 +132,38 @@ def test_a_verdict_trains_every_arm_at_every_rate(method):
         assert judged.rows["dense"][1e-5][1]["accuracy"] == dense["accuracy"]
 
 
+def test_a_verdict_is_refused_before_it_trains(monkeypatch):
+    def work(*given, **more):
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr("lotterykit.experiments.judge.run_together", work)
+    fields = FIELDS | {"method": "magnitude"}
+    for spec, rates, message in (
+        (SearchSpec(**fields, net="resnet-20"), [1e-3, 1e-2], "residual networks have no single width"),
+        (SearchSpec(**fields), [0.0, 1e-2], "learning rates must be finite numbers above 0, got 0.0"),
+        (SearchSpec(**fields), [1e-2, float("inf")], "learning rates must be finite numbers above 0"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            judge(spec, rates)
+    monkeypatch.setattr("lotterykit.experiments.judge.SIMILAR", {"mnist": 0.005})
+    with pytest.raises(ArgumentError, match="unknown data set 'digits'"):
+        judge(SearchSpec(**fields), [1e-3, 1e-2])
+
+
+def test_a_verdict_on_close_rates_and_tickets_of_different_densities(tmp_path):
+    """GEM-MINER(0) finds its density: the densest ticket decides. Rates that agree in six digits are two."""
+    spec = SearchSpec(method="gem-miner", density=0.0, data="digits", validation=0, steps=10, score_epochs=1,
+                      score_lr=0.0)  # fmt: skip
+    before = torch.random.get_rng_state()
+    rates = [1e-3, 1.0000001e-3]
+    judged = judge(spec, rates, folder=tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(len(judged.rows[arm][lr]) == 3 for arm in judged.rows for lr in rates)
+    densities = [ticket.density() for ticket in judged.tickets.values()]
+    assert min(densities) < max(densities) == judged.density
+    assert {f.name for f in tmp_path.iterdir()} > {"0.001-0", "0.0010000001-0", "small-dense-0.001-2"}
+
+
 def test_narrowed_networks():
     vgg = narrowed(network("vgg-16-bn"), [3, *range(2, 15), 10])
     assert vgg(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
