@@ -26,7 +26,7 @@ from lotterykit.mask import Masks
 from lotterykit.nn.models import NETWORKS
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.scored import ScoreTraining
-from lotterykit.training.source import Loaders, Pair
+from lotterykit.training.source import Loaders, Pair, check_split, check_validation
 
 # The recipe of a network that names none: its paper's
 OF_NETWORK = {
@@ -241,7 +241,12 @@ def _setup(
     validation: Pair | None,
 ) -> Setup:
     augment = None
-    if data is None:
+    if data is not None:
+        data = _own(data)
+        check_validation(validation)
+    elif validation is not None:
+        raise ArgumentError("validation goes with data=: the named data sets hold back their own")
+    else:
         if spec.data not in DATASETS:
             raise unknown_name("data set", spec.data, DATASETS)
         held = spec.validation
@@ -259,6 +264,19 @@ def _setup(
         own = build
         return Setup(lambda: own(0), data, validation, augment)
     return Setup(lambda: _network(spec, paper), data, validation, augment)
+
+
+def _own(data: object) -> Split | Loaders:
+    """The caller's data; raises `ArgumentError` unless they are loaders or tensors that fit each other."""
+    if isinstance(data, Loaders):
+        return data
+    parts = tuple(data) if isinstance(data, tuple | list) else ()
+    if len(parts) != 4 or not all(isinstance(part, Tensor) for part in parts):
+        raise ArgumentError(
+            "data must be Loaders or the four tensors x_train, y_train, x_test, y_test, "
+            f"got {type(data).__name__}{f' of {len(parts)}' if parts else ''}"
+        )
+    return check_split(Split(*parts))
 
 
 def _network(spec: SearchSpec, paper: PaperRecipe) -> nn.Module:

@@ -131,6 +131,53 @@ def test_refusals(fields, message):
     assert "\n" not in str(caught.value)
 
 
+def conv(seed):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def images(count: int = 220) -> Split:
+    x, y = torch.randn(count, 1, 8, 8), torch.arange(count) % 10
+    return Split(x[:200], y[:200], x[200:], y[200:])
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("imp", lambda d: d._replace(y_train=d.y_train + 5), r"must lie in \[0, 10\), got 5 to 14"),
+        ("imp", lambda d: d._replace(y_train=d.y_train - 3), r"must lie in \[0, 10\), got -3 to 6"),
+        ("imp", lambda d: d._replace(y_test=d.y_test + 90), r"must lie in \[0, 10\), got 90 to 99"),
+        ("imp", lambda d: d._replace(y_train=d.y_train.int()), "must be int64, got torch.int32"),
+        ("snip", lambda d: d._replace(y_train=d.y_train[:9]), "as many inputs as targets, got 200 and 9"),
+        ("imp", lambda d: d._replace(x_train=d.x_train[:0], y_train=d.y_train[:0]), "got 0 and 0"),
+        ("imp", lambda d: d[:3], "four tensors x_train, y_train, x_test, y_test, got tuple of 3"),
+        ("imp", lambda d: "digits", "four tensors x_train, y_train, x_test, y_test, got str"),
+    ],
+)
+def test_data_of_ones_own_that_do_not_fit(method, change, message):
+    spec = SearchSpec(method=method, density=0.3, net="mine", recipe="p4/lenet", steps=4)
+    with pytest.raises(ArgumentError, match=message):
+        find_ticket(spec, build=conv, data=change(images()))
+
+
+def test_data_of_ones_own():
+    """A plain tuple will do; a class without examples stops only those who ask for some of each."""
+    data = images()
+    fields = {"density": 0.3, "net": "mine", "recipe": "p4/lenet", "steps": 4}
+    found = find_ticket(SearchSpec(method="imp", **fields), build=conv, data=tuple(data))
+    assert found.digest() == find_ticket(SearchSpec(method="imp", **fields), build=conv, data=data).digest()
+    lacking = data._replace(y_train=torch.where(data.y_train == 3, 4, data.y_train))
+    for method in ("synflow", "magnitude", "random"):
+        ticket = prune_ticket(SearchSpec(method=method, **fields), build=conv, data=lacking)
+        whole = prune_ticket(SearchSpec(method=method, **fields), build=conv, data=data)
+        assert all(torch.equal(ticket.masks[name], mask) for name, mask in whole.masks.items())
+    with pytest.raises(ArgumentError, match="class 3 has 0 training examples, samples asks for 10"):
+        prune_ticket(SearchSpec(method="snip", **fields), build=conv, data=lacking)
+    with pytest.raises(ArgumentError, match="validation goes with data="):
+        find_ticket(SearchSpec(method="imp", density=0.3, **DIGITS), validation=(data.x_test, data.y_test))
+
+
 def test_toml(tmp_path):
     path = tmp_path / "search.toml"
     path.write_text('method = "imp"\ndensity = 0.1\nrewind = "2ep"\n')
