@@ -14,8 +14,8 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.experiments.check import trained
 from lotterykit.experiments.controls import control
-from lotterykit.experiments.find import Resolved, resolve
 from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.resolved import Resolved, resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.setup import Setup

@@ -8,9 +8,10 @@ from torch import nn
 
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.check import check_ticket, retrain
-from lotterykit.experiments.find import find_ticket, resolve
+from lotterykit.experiments.find import find_ticket
 from lotterykit.experiments.judge import judge
 from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.ticket import Ticket
 from lotterykit.nn import mlp, network

@@ -8,8 +8,9 @@ from torch import nn
 
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments.find import OF_NETWORK, find_ticket, prune_ticket, resolve
+from lotterykit.experiments.find import find_ticket, prune_ticket
 from lotterykit.experiments.recipes import RECIPES
+from lotterykit.experiments.resolved import OF_NETWORK, resolve
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
 from lotterykit.nn import mlp
 from lotterykit.nn.models import NETWORKS
@@ -111,6 +112,7 @@ def test_fewer_steps_shrink_the_schedule():
         ({"net": "lenett"}, "unknown network 'lenett'; did you mean 'lenet'"),
         ({"data": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'"),
         ({"recipe": "p5/lenet"}, "unknown recipe"),
+        ({"recipe": "p3/resnet-18-imagenet"}, "is for resnet-18 on imagenet, not for lenet: one for it is"),
         ({"rewind": "5"}, 'rewind must be "init", "<k>it" or "<k>ep"'),
         ({"rewind": "100it"}, "rewind must be a step in"),
         ({"rounds": 3}, "rounds is for random, magnitude"),
