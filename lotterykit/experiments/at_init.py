@@ -67,6 +67,8 @@ class AtInit:
         results = {
             "density": masks.density(),
             "rounds": rounds,
+            "empty_layers": rounds[-1]["empty_layers"],
+            "no_live_path": rounds[-1]["no_live_path"],
             "epochs": taken,
             "untrained": plain(strong.metrics),
             **outcome(trained),

@@ -25,6 +25,8 @@ def summary(spec: SearchSpec, ticket: Ticket) -> list[str]:
     empty = ticket.results.get("empty_layers")
     if empty:
         lines.append(f"layer collapse: nothing is kept of {', '.join(empty)}")
+    elif ticket.results.get("no_live_path"):
+        lines.append("layer collapse: no path of kept weights leads from the input to the output")
     lines.append(
         f"{spec.method}: density {ticket.density():.4g}, found in {ticket.results['epochs']:.4g} epochs"
     )

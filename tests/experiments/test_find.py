@@ -12,6 +12,7 @@ from lotterykit.experiments.find import find_ticket, prune_ticket
 from lotterykit.experiments.recipes import RECIPES
 from lotterykit.experiments.resolved import OF_NETWORK, resolve
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
+from lotterykit.experiments.verdict import SIMILAR, SUFFICIENT_EPOCHS
 from lotterykit.nn import mlp
 from lotterykit.nn.models import NETWORKS
 from lotterykit.pruning import prune_
@@ -80,6 +81,23 @@ def test_own_networks_data_and_values():
     assert "network" not in ticket.recipe
     with pytest.raises(ArgumentError, match="network 'mine' has no recipe of its own"):
         find_ticket(spec.model_copy(update={"recipe": None}), build=lambda seed: mlp([6, 20, 2]), data=data)
+
+
+def test_collapse_stands_in_the_result():
+    found = {
+        density: find_ticket(SearchSpec(method="random", density=density, **DIGITS)).results
+        for density in (0.5, 4e-4, 1e-9)
+    }
+    assert (found[0.5]["empty_layers"], found[0.5]["no_live_path"]) == ([], False)
+    assert found[4e-4]["no_live_path"] is True  # 20 weights at random
+    assert found[1e-9]["empty_layers"] == ["1.weight", "3.weight", "5.weight"]
+
+
+def test_every_data_set_has_its_threshold():
+    assert set(lk.data.DATASETS) <= set(SIMILAR)
+    for name, spelt in (("cifar10", "cifar-10"), ("cifar100", "cifar-100")):
+        assert SIMILAR[name] == SIMILAR[spelt]
+        assert SUFFICIENT_EPOCHS[name] == SUFFICIENT_EPOCHS[spelt] == 160
 
 
 def test_every_network_has_a_recipe():
