@@ -22,6 +22,7 @@ from lotterykit.pruning.prune import DEFAULT_ROUNDS, Pruner
 from lotterykit.pruning.schedules import density_after
 from lotterykit.pruning.scores import LossFn, ScoreFn
 from lotterykit.training.recipe import Recipe, Split, batch_order, loss_value
+from lotterykit.training.source import LoaderSource
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,14 @@ def loss_of(recipe: Recipe) -> LossFn:
 
 def scoring_batches(setup: Setup, samples: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
     """One batch of `samples` training examples of each class, in an order drawn by `seed`; of targets that
-    are values, ten times as many examples; of loaders, their first batch. With `samples` 0, for methods that
-    want to know the shape alone, one example.
+    are values, ten times as many examples; of loaders, the first batch that a training with `seed` reads.
+    With `samples` 0, for methods that want to know the shape alone, one example.
 
     Raises `ArgumentError` where a class has fewer.
     """
     if not isinstance(setup.data, Split):
-        for x, y in setup.data.train:
-            return [(x, y)]
-        raise ArgumentError("data holds no batch")
+        with torch.random.fork_rng([]):  # which a loader that shuffles draws from
+            return [next(LoaderSource(setup.data, seed, None).epoch(0, 0))]
     x, y = setup.data.x_train, setup.data.y_train
     order = batch_order(len(x), seed, 0)
     if not samples:

@@ -14,7 +14,7 @@ from torch import nn
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.experiments.controls import CONTROLS, control
 from lotterykit.experiments.imp import FINAL, outcome
-from lotterykit.experiments.resolved import Resolved, resolve
+from lotterykit.experiments.resolved import Resolved, resolve, seeded
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.ticket import INIT, Ticket
@@ -83,7 +83,7 @@ def check_ticket(
     takes = {CONTROLS[kind].option for kind in kinds if kind in CONTROLS}
     if foreign := [name for name in options if name not in takes]:
         raise ArgumentError(f"none of the controls {', '.join(kinds)} takes {foreign[0]}")
-    draw = None if build is None else (lambda seed: build(seed).state_dict())
+    draw = None if build is None else (lambda seed: seeded(build)(seed).state_dict())
     searches: dict[str, Search] = {}
     for seed in numbers:
         for kind in (TICKET, *dict.fromkeys(kinds)):

@@ -29,10 +29,10 @@ def find_ticket(
     """Search for a ticket and train it; the `Ticket` holds masks, the states to rewind to and the results.
 
     The network and the data are those that `spec` names. `build(seed)` gives any other module with Linear
-    and Conv layers, at its init; `data` other data, tensors or loaders, with `validation` for early stopping
-    (loaders bring their own). `folder`: a journal from which a search that was interrupted goes on, bitwise;
-    of loaders from the start of an epoch, of score trainings from their start. `progress(name, number,
-    training)` is called before each training.
+    and Conv layers, at its init, and may draw from torch's generator, which stands at the seed; `data` other
+    data, tensors or loaders, with `validation` for early stopping (loaders bring their own). `folder`: a
+    journal from which a search that was interrupted goes on, bitwise; of loaders from the start of an epoch,
+    of score trainings from their start. `progress(name, number, training)` is called before each training.
     Raises `ArgumentError`.
 
     >>> find_ticket(SearchSpec(method="imp", density=0.1, data="digits", steps=200))  # doctest: +SKIP

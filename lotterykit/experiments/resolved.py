@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lotterykit import __version__
@@ -142,6 +143,7 @@ def resolve(
     """The specs with their names looked up; those of one network and data set share a `Setup`."""
     setups: dict[object, Setup] = {}
     found = {}
+    build = None if build is None else seeded(build)
     for name, spec in specs.items():
         paper = _paper_of(spec, build is not None)
         key = (spec.net, spec.data, spec.validation, paper.validation, paper.augment, paper.dropout)
@@ -153,6 +155,18 @@ def resolve(
         state = {n: t.detach().clone() for n, t in model.state_dict().items()}
         found[name] = Resolved(spec, setup, paper, recipe, steps, state, named=build is None)
     return found
+
+
+def seeded(build: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    """`build` with torch's generator at the seed while it builds, and afterwards as it was: modules that
+    initialise themselves as torch does depend on the seed, and on nothing else."""
+
+    def built(seed: int) -> nn.Module:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            return build(seed)
+
+    return built
 
 
 def _paper_of(spec: SearchSpec, own: bool) -> PaperRecipe:
@@ -256,6 +270,7 @@ def _training(spec: SearchSpec, paper: PaperRecipe, setup: Setup) -> tuple[Recip
         steps = spec.steps
     given = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    y = setup.data.y_train if isinstance(setup.data, Split) else next(iter(setup.data.test))[1]
+    with torch.random.fork_rng([]):  # which a loader draws from
+        y = setup.data.y_train if isinstance(setup.data, Split) else next(iter(setup.data.test))[1]
     loss = "mse" if y.is_floating_point() else "cross_entropy"
     return replace(recipe, loss=loss, evaluate_every=evaluate_every, **changes), steps

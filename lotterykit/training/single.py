@@ -97,6 +97,7 @@ def train(
     result = TrainResult({}, [])
     place = next(model.parameters()).device
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        torch.manual_seed(derived_seed(f"start {seed} {first}"))  # for loaders read before the first step
         batches = source.epoch(first // source.per_epoch, first % source.per_epoch)
         for stretch in recipe.stretches(source.per_epoch, limit, first):
             model.train()
@@ -122,9 +123,9 @@ def train(
                 result.steps.append(stretch.last)
                 result.curve.append(found[0])
                 result.validation.extend(found[1:])
-    found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
-    found_scores = {name: value.cpu() for name, value in run.scores.items()}
-    last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
+        found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
+        found_scores = {name: value.cpu() for name, value in run.scores.items()}
+        last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
     state = _state(torch_optimizer, trained)
     return replace(result, metrics=last, optimizer=state, scores=found_scores, masks=found_masks)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
@@ -17,6 +18,7 @@ from lotterykit.nn import mlp
 from lotterykit.nn.models import NETWORKS
 from lotterykit.pruning import prune_
 from lotterykit.training.recipe import Split, batch_order
+from lotterykit.training.source import Loaders
 
 DIGITS = {"data": "digits", "validation": 100, "steps": 80}
 
@@ -196,6 +198,32 @@ def test_data_of_ones_own():
         prune_ticket(SearchSpec(method="snip", **fields), build=conv, data=lacking)
     with pytest.raises(ArgumentError, match="validation goes with data="):
         find_ticket(SearchSpec(method="imp", density=0.3, **DIGITS), validation=(data.x_test, data.y_test))
+
+
+@pytest.mark.parametrize("method", ["imp", "snip", "gem-miner"])
+def test_searches_neither_read_nor_move_torchs_generator(method):
+    """Neither does a loader that shuffles, nor a module that initialises itself as torch does."""
+    data = images()
+    loaders = Loaders(
+        DataLoader(TensorDataset(data.x_train, data.y_train), 20, shuffle=True),
+        DataLoader(TensorDataset(data.x_test, data.y_test), 20, shuffle=True),
+    )
+
+    def build(seed):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    more = {"score_epochs": 6} if method == "gem-miner" else {}
+    spec = SearchSpec(method=method, density=0.3, net="mine", recipe="p4/lenet", steps=12, **more)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        found.append(find_ticket(spec, build=build, data=loaders))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert found[0].digest() == found[1].digest()
+    other = find_ticket(spec.model_copy(update={"seed": 1}), build=build, data=loaders)
+    assert not torch.equal(other.snapshots["init"]["0.weight"], found[0].snapshots["init"]["0.weight"])
+    assert found[0].check("reinit", seeds=1, build=build, data=loaders).metric == "accuracy"
 
 
 def test_toml(tmp_path):
