@@ -83,29 +83,11 @@ def check_ticket(
     takes = {CONTROLS[kind].option for kind in kinds if kind in CONTROLS}
     if foreign := [name for name in options if name not in takes]:
         raise ArgumentError(f"none of the controls {', '.join(kinds)} takes {foreign[0]}")
-    draw = None if build is None else (lambda seed: seeded(build)(seed).state_dict())
-    searches: dict[str, Search] = {}
-    for seed in numbers:
-        for kind in (TICKET, *dict.fromkeys(kinds)):
-            name = f"{kind}-{seed}"
-            if kind == INVERT:
-                fields = {"invert": not one.spec.invert, "seed": seed}
-                again = SearchSpec(**(one.spec.model_dump() | fields))
-                searches[name] = resolve({name: again}, build=build, data=one.setup.data,
-                                         validation=one.setup.validation)[name].search()  # fmt: skip
-                continue
-            shown = ticket
-            if kind == SMART_RATIO:
-                densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
-                shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
-            elif kind != TICKET:
-                row = CONTROLS[kind]
-                own = {name: value for name, value in options.items() if row.option == name}
-                own |= {"draw": draw} if row.draws else {}
-                shown = control(ticket, kind, seed=seed, rewind=point, **own)
-            searches[name] = trained(
-                shown, one, point if kind == TICKET else INIT, seed, first_of(point, one)
-            )
+    searches = {
+        f"{kind}-{seed}": _search(kind, ticket, one, point, seed, build, options)
+        for seed in numbers
+        for kind in (TICKET, *dict.fromkeys(kinds))
+    }
     found = run_together(searches, one.setup, folder=folder, progress=progress)
     results = {
         kind: {seed: found[f"{kind}-{seed}"].results for seed in numbers}
@@ -115,6 +97,36 @@ def check_ticket(
     return Check(
         results, "stop_accuracy" if stops else "accuracy" if one.recipe.loss == "cross_entropy" else "mse"
     )
+
+
+def _search(
+    kind: str,
+    ticket: Ticket,
+    one: Resolved,
+    point: str,
+    seed: int,
+    build: Callable[[int], nn.Module] | None,
+    options: Mapping[str, Any],
+) -> Search:
+    """The search that trains the ticket, or its control `kind`."""
+    if kind == INVERT:
+        fields = {"invert": not one.spec.invert, "seed": seed}
+        again = SearchSpec(**(one.spec.model_dump() | fields))
+        held = one.setup.validation
+        return resolve({"": again}, build=build, data=one.setup.data, validation=held)[""].search()
+    first = first_of(point, one)
+    if kind == TICKET:
+        return trained(ticket, one, point, seed, first)
+    if kind == SMART_RATIO:
+        densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
+        shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
+    else:
+        row = CONTROLS[kind]
+        own = {name: value for name, value in options.items() if row.option == name}
+        if build is not None and row.draws:
+            own["draw"] = lambda seed: seeded(build)(seed).state_dict()
+        shown = control(ticket, kind, seed=seed, rewind=point, **own)
+    return trained(shown, one, INIT, seed, first)
 
 
 def retrain(
