@@ -37,7 +37,6 @@ from lotterykit.training.single import train
 
 RESULTS = Path(__file__).parent / "results" / "tickets"
 CONTROLS = ("reinit", "shuffle", "random")
-DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 METHODS = ("snip", "grasp", "synflow", "magnitude", "random", "edge-popup", "gem-miner")
 SCORED = ("edge-popup", "gem-miner")
 RATES = (3e-4, 1.2e-3, 5e-3)
@@ -98,7 +97,7 @@ def methods(options: argparse.Namespace) -> Iterable[Row]:
     specs = {}
     for method in METHODS:
         more = {"score_epochs": options.score_epochs} if method in SCORED else {}
-        for density in DENSITIES:
+        for density in options.densities:
             for seed in range(options.seeds):
                 spec = SearchSpec(method=method, density=density, steps=options.steps, seed=seed, **more)
                 specs[f"{method}-{density:g}-{seed}"] = spec
@@ -124,8 +123,8 @@ def methods(options: argparse.Namespace) -> Iterable[Row]:
 
 
 def verdicts(options: argparse.Namespace) -> Iterable[Row]:
-    """The verdict on IMP and on SynFlow at density .1."""
-    for method in ("imp", "synflow"):
+    """The verdict on methods at density .1."""
+    for method in options.judged:
         spec = SearchSpec(method=method, density=0.1, steps=options.steps)
         judged = judge(
             spec, RATES, seeds=options.seeds, folder=options.folder / f"verdict-{method}", progress=tell
@@ -163,6 +162,10 @@ def eager_step(steps: int = 200) -> float:
     return statistics.median(end - start for start, end in itertools.pairwise(ends[10:]))
 
 
+def numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
 STAGES = {"levels": levels, "methods": methods, "verdict": verdicts, "conv": conv}
 
 
@@ -172,6 +175,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--score-epochs", type=int, default=20)
+    parser.add_argument("--densities", type=numbers, default=".2,.1,.05,.02,.01,.005", help="of methods")
+    parser.add_argument(
+        "--judged", type=lambda text: text.split(","), default="imp,synflow", help="by verdict"
+    )
     parser.add_argument("--folder", type=Path, default=Path("tickets"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()

@@ -46,6 +46,8 @@ _NAMES = {
     "Ticket": "lotterykit.experiments.ticket:Ticket",
     "control": "lotterykit.experiments.controls:control",
     "find_ticket": "lotterykit.experiments.find:find_ticket",
+    "PlantBack": "lotterykit.experiments.plant_back:PlantBack",
+    "plant_back": "lotterykit.experiments.plant_back:plant_back",
     "judge": "lotterykit.experiments.judge:judge",
     "verdict": "lotterykit.experiments.verdict:verdict",
     "backends": "lotterykit.ops.dispatch:backends",

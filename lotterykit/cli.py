@@ -229,14 +229,14 @@ def reproduce(
 
 @app.command(name="list")
 def list_names(what: str) -> int:
-    """List the methods, tasks, figures, networks, recipes or data sets.
+    """List the methods, controls, tasks, figures, networks, recipes or data sets.
 
     Parameters
     ----------
     what
-        methods, tasks, figures, networks, recipes or data.
+        methods, controls, tasks, figures, networks, recipes or data.
     """
-    from lotterykit.experiments import datasets, listing, paper, spec
+    from lotterykit.experiments import datasets, listing, paper, search_spec, spec
 
     lists = {
         "methods": lambda: [
@@ -244,7 +244,13 @@ def list_names(what: str) -> int:
             *(f"{name}  (pipeline edge-popup)" for name in spec.EDGE_POPUP),
             *(f"{name}  (knows a part of the planted ticket)" for name in spec.LADDER),
             "oracle  (the planted ticket itself)",
+            *(
+                f"{name}  (find, of real networks)"
+                for name in search_spec.METHODS
+                if name not in spec.METHODS
+            ),
         ],
+        "controls": listing.control_lines,
         "tasks": lambda: list(spec.TASK_NAMES),
         "figures": lambda: [f"{f.name:>9}  {f.title} ({len(f.cells())} cells)" for f in paper.STUDY.values()],
         "networks": listing.network_lines,

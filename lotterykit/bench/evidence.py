@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from lotterykit.bench.peers import PEERS
 from lotterykit.nn.crossover import Crossover
 from lotterykit.ops.dispatch import Route
 
-BATCHES = frozenset({32, 128, 512})  # at which a crossover is measured
+# At which a crossover is measured
+BATCHES = {"linear": frozenset({32, 128, 512}), "conv2d": frozenset({8, 32, 128})}
 LEAST = 0.001  # a band that begins lower need not be measured lower
 
 
@@ -73,19 +73,20 @@ def uncovered(route: Route, rows: Sequence[Mapping[str, Any]]) -> str | None:
 def unfounded(crossover: Crossover, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Where `rows` do not show the sparse layer to be the fastest within a crossover, or None.
 
-    They must hold its smallest layer at its highest density, with each of BATCHES, and every row within must
-    have a sparse layer that is faster than every other.
+    They must hold its smallest layer at its highest density, with each of its kind's BATCHES, and the sparse
+    layer must be faster than every other in every row within.
     """
     kind = [r for r in rows if r["op"] == f"{crossover.kind}-layer"]
-    within = [r for r in kind if _weights(r) >= crossover.weights and r["density"] <= crossover.density]
+    within = [r for r in kind if r["weights"] >= crossover.weights and r["density"] <= crossover.density]
     edge = {
         r["shape"][0]
         for r in within
-        if _weights(r) == crossover.weights and r["density"] == crossover.density
+        if r["weights"] == crossover.weights and r["density"] == crossover.density
     }
-    if not edge >= BATCHES:
+    batches = BATCHES[crossover.kind]
+    if not edge >= batches:
         at = f"{crossover.weights} weights, density {crossover.density:g}"
-        return f"{at}: measured with batches {sorted(edge)}, not {sorted(BATCHES)}"
+        return f"{at}: measured with batches {sorted(edge)}, not {sorted(batches)}"
     for row in within:
         sparse = row["us"]["sparse"]["median"]
         for name, taken in row["us"].items():
@@ -93,7 +94,3 @@ def unfounded(crossover: Crossover, rows: Sequence[Mapping[str, Any]]) -> str | 
                 where = f"{'x'.join(map(str, row['shape']))} density {row['density']:g}"
                 return f"{name} is faster than sparse at {where}: {sparse / taken['median']:.2f}x"
     return None
-
-
-def _weights(row: Mapping[str, Any]) -> int:
-    return math.prod(row["shape"][1:])

@@ -67,7 +67,7 @@ def check_ticket(
 
     Kinds are those of CONTROLS, `options` theirs (`scale=`, `densities=`), "smart-ratio", a random mask of
     these layer densities (Su et al. 2020), and "invert": the same search with the scores' order reversed
-    (Rare Gems, sec. 5), for tickets found by scores. A seed decides the order of
+    (Rare Gems, sec. 4), for tickets found by scores. A seed decides the order of
     the batches and what a control draws. `rewind`: the point to train from; by default the one that the
     search went back to. `build`, `data`, `validation`, `folder`, `progress` as in `find_ticket`.
     Raises `ArgumentError`.

@@ -1,4 +1,4 @@
-"""What `lotterykit list` prints of networks and recipes."""
+"""What `lotterykit list` prints of networks, recipes and controls."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ def recipe_lines() -> list[str]:
         how = f"{recipe.optimizer} {recipe.lr:g}, {lasts}, batch {recipe.batch_size}"
         lines.append(f"{name:<28} {recipe.network:<17} {recipe.task:<14} {how}")
     return lines
+
+
+def control_lines() -> list[str]:
+    """A line a control: name and the paper that uses it."""
+    from lotterykit.experiments.check import INVERT, SMART_RATIO
+    from lotterykit.experiments.controls import CONTROLS
+
+    sources = {name: row.source for name, row in CONTROLS.items() if row.option != "densities"}
+    sources |= {SMART_RATIO: CONTROLS["allocation"].source, INVERT: "Rare Gems, sec. 4: the search again"}
+    return [f"{name:<20} {source}" for name, source in sources.items()]
 
 
 def network_lines() -> list[str]:

@@ -30,7 +30,8 @@ from lotterykit.training.source import Loaders, Pair, check_split, check_validat
 # The recipe of a network that names none: its paper's
 OF_NETWORK = {
     "lenet": "p4/lenet", "conv-2": "p4/conv-2", "conv-4": "p4/conv-4", "conv-6": "p4/conv-6",
-    "vgg-16": "p0/vgg-16", "vgg-16-bn": "p3/vgg-16", "vgg-19-bn": "p4/vgg-19", "vgg-19": "p4/vgg-19-low",
+    "vgg-16": "p0/vgg-16-ticket", "vgg-16-bn": "p3/vgg-16", "vgg-19-bn": "p4/vgg-19",
+    "vgg-19": "p4/vgg-19-low",
     "resnet-20": "p4/resnet-18", "resnet-20-padded": "p2/resnet-20-finetune", "resnet-32": "p3/resnet-32",
     "resnet-32-padded": "p2/resnet-32-finetune", "resnet-32-wide": "p3/resnet-32",
     "resnet-18": "p3/resnet-18", "resnet-50": "p2/resnet-50-finetune",

@@ -8,6 +8,7 @@ was.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lotterykit.experiments.setup import Chain, Setup, chain_of
@@ -108,7 +109,9 @@ def _module_piece(turn: Turn, setup: Setup) -> Trained:
     held = model.state_dict()
     state = {name: held[name].detach().cpu().clone() for name in training.state}
     masks = training.masks if training.scores is None else Masks(found.masks)
-    return Trained(state, found.metrics, masks, found.curve, found.steps, found.validation, found.optimizer)
+    return Trained(
+        state, found.metrics, masks, found.curve, found.steps, found.validation, found.optimizer, found.scores
+    )
 
 
 def _replica_pieces(turns: list[Turn], setup: Setup, chain: Chain) -> list[Trained]:
@@ -129,6 +132,7 @@ def _replica_pieces(turns: list[Turn], setup: Setup, chain: Chain) -> list[Train
                 result.steps,
                 result.validation,
                 result.optimizer,
+                {chain.outer[name]: tensor for name, tensor in result.scores.items()},
             )
         )
     return parts
@@ -136,9 +140,12 @@ def _replica_pieces(turns: list[Turn], setup: Setup, chain: Chain) -> list[Train
 
 def _replica(turn: Turn, setup: Setup, chain: Chain) -> RunSpec:
     training = turn.training
-    masks = None
-    if training.scores is None:
+    masks, scores = None, training.scores
+    if scores is None:
         masks = {chain.inner[name]: mask for name, mask in training.masks.items()}
+    elif scores.start is not None:
+        start = {chain.inner[name]: tensor for name, tensor in scores.start.items()}
+        scores = replace(scores, start=start)
     return RunSpec(
         chain.widths,
         chain.data,
@@ -147,6 +154,6 @@ def _replica(turn: Turn, setup: Setup, chain: Chain) -> RunSpec:
         masks=masks,
         seed=training.seed,
         optimizer=turn.found.optimizer if turn.at > training.first and turn.found.optimizer else None,
-        scores=training.scores,
+        scores=scores,
         validation=chain.validation,
     )

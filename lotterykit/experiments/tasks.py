@@ -55,8 +55,14 @@ class Report(Protocol):
 def runner_on(runner: str, device: str) -> str:
     """The name of a runner that trains on `device`: "package.module:function", with "@device" unless that is
     the CPU. Raises `ArgumentError` where torch sees no such device."""
+    check_device(device)
+    return runner if device == "cpu" else f"{runner}@{device}"
+
+
+def check_device(device: str) -> None:
+    """Raises `ArgumentError` unless `device` is "cpu" or a CUDA device that torch sees."""
     if device == "cpu":
-        return runner
+        return
     import torch
 
     if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
@@ -64,7 +70,6 @@ def runner_on(runner: str, device: str) -> str:
     if int(device[5:] or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise ArgumentError(f"device {device!r} was asked for, but torch sees {seen} CUDA device(s)")
-    return f"{runner}@{device}"
 
 
 def device_of(runner: str) -> str:

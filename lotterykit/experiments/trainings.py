@@ -52,7 +52,8 @@ class Training:
 @dataclass(frozen=True)
 class Trained:
     """What came of a training: the dense network's state, metrics of the test data at the end, the curves of
-    `TrainResult`, the optimizer's state, and the masks in force at the end (found ones, of scores)."""
+    `TrainResult`, the optimizer's state, the masks in force at the end (found ones, of scores), and the
+    scores that were trained, for the `start` of a `ScoreTraining` that goes on with them."""
 
     state: dict[str, Tensor]
     metrics: dict[str, float]
@@ -61,6 +62,7 @@ class Trained:
     steps: list[int] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
     def early_stop(self) -> EarlyStop | None:
         """The evaluation of least validation loss; None without validation data."""
@@ -110,6 +112,7 @@ class Turn:
         found = self.found
         tensors = {f"state/{name}": tensor for name, tensor in found.state.items()}
         tensors |= {f"mask/{name}": mask for name, mask in found.masks.items()}
+        tensors |= {f"score/{name}": tensor for name, tensor in found.scores.items()}
         if not self.finished:
             tensors |= {f"optimizer/{name}": tensor for name, tensor in found.optimizer.items()}
         content = {
@@ -157,6 +160,7 @@ class Turn:
             content["steps"],
             content["validation"],
             _named(tensors, "optimizer"),
+            _named(tensors, "score"),
         )
 
 

@@ -19,11 +19,12 @@ class Crossover(NamedTuple):
     evidence: str
 
 
-# Forward + backward of a whole layer: sparse beats masked and plain at each batch size measured. Smaller
-# layers are overhead, where only a native training loop helps. Rows are tried from top to bottom.
+# Forward + backward of a whole layer: sparse beats masked and plain at each batch and image size measured.
+# Smaller linear layers are overhead, where only a native training loop helps. Rows are tried in order.
+EVIDENCE = "benchmarks/results/x86_64-avx512-layers.json"
 CROSSOVERS: tuple[Crossover, ...] = (
-    Crossover("linear", 512 * 512, 0.3, "benchmarks/results/x86_64-avx2-layers.json"),
-    Crossover("linear", 256 * 256, 0.1, "benchmarks/results/x86_64-avx2-layers.json"),
+    Crossover("linear", 256 * 256, 0.3, EVIDENCE),
+    Crossover("conv2d", 16 * 16 * 9, 0.1, EVIDENCE),
 )
 KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",

@@ -16,7 +16,7 @@ from torch import Tensor
 BLOCK_WIDTH = 96
 BLOCK_PLACES = 38
 BLOCK_DENSITY = 0.15
-BLOCK_MOST = 2**19  # more places come from memory or a far cache, where leaping over them costs most
+BLOCK_MOST = 700_000  # more places come from memory or a far cache, where leaping over them costs most
 
 
 class NativeForm(NamedTuple):

@@ -21,7 +21,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64, torch.float16, torch.bfloat16),
         kernel="lotterykit.ops.topk_mask:topk_mask_cpu",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="topk_mask",
@@ -106,7 +106,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.spmm:spmm_cpu",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="spmm",
@@ -129,7 +129,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.sddmm:sddmm_cpu",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="sddmm",
@@ -152,7 +152,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.training.native:NativeBatch",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="train_replicas",
@@ -175,7 +175,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.training.native:NativeScoreBatch",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="train_scores",
@@ -198,7 +198,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.synflow_scores:synflow_scores_cpu",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="synflow_scores",
@@ -221,7 +221,7 @@ ROUTES: tuple[Route, ...] = (
         device="cpu",
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.synflow_masks:synflow_masks_cpu",
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="synflow_masks",
@@ -237,7 +237,7 @@ ROUTES: tuple[Route, ...] = (
         dtypes=(torch.float32, torch.float64),
         kernel="lotterykit.ops.sparse_conv2d_native:sparse_conv2d_cpu",
         density=(0.0, 0.4),
-        evidence="benchmarks/results/x86_64-avx2-routes.json",
+        evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(
         op="sparse_conv2d",

@@ -85,7 +85,8 @@ def layers(batch, density=0.1, shape=(20, 20), op="linear-layer", **times):
         name: {"median": time}
         for name, time in ({"sparse": 1.0, "masked": 2.0, "plain": 1.5} | times).items()
     }
-    return {"op": op, "shape": [batch, *shape], "density": density, "us": us}
+    weights = shape[0] * shape[1]
+    return {"op": op, "shape": [batch, *shape], "density": density, "us": us, "weights": weights}
 
 
 EDGE = [layers(batch) for batch in (32, 128, 512)]

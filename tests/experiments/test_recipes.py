@@ -117,6 +117,8 @@ def test_recipe_of_plant_n_seek() -> None:
         [0, 0.005, 0.01, 0.01]
     )
     assert not any(isinstance(m, nn.BatchNorm2d) for m in paper.model(input=(3, 16, 16)).modules())
+    weak = paper_recipe("p0/vgg-16-ticket").training(1_280)
+    assert (weak.optimizer, weak.lr, weak.momentum, weak.epochs, weak.warmup) == ("adam", 1e-3, 0.0, 10, 0)
 
 
 def test_prune_fractions_by_kind_of_layer() -> None:

@@ -70,7 +70,7 @@ def spec_of(method: str, **more) -> SearchSpec:
 def test_a_search_that_was_stopped_ends_bitwise_like_one_that_was_not(tmp_path, build, spec, monkeypatch):
     # short pieces, so that trainings are cut inside as well
     monkeypatch.setattr("lotterykit.experiments.trainings.PIECE", 20)
-    spec = spec.model_copy(update={"net": "mine", "recipe": "p4/conv-2"}) if build else spec
+    spec = spec.model_copy(update={"net": "mine", "recipe": "p4/lenet"}) if build else spec
     whole = find_ticket(spec, build=build)
     for at in (1, 2):
 

@@ -78,7 +78,7 @@ def test_results_do_not_depend_on_threads_or_repeats(density, transposed):
 
 
 @needs_native
-@pytest.mark.parametrize("density", [0.001, 0.03, 0.05, 0.1, 0.4])
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.2, 0.4, 0.9])
 def test_every_block_width_agrees_with_float64_where_rows_and_columns_are_unused(density):
     generator = torch.Generator().manual_seed(time.time_ns() % 2**31)
     mask = torch.rand(331, 1100, generator=generator) < density
