@@ -316,7 +316,7 @@ def test_the_defaults_are_the_papers():
         ({"net": "vgg-61", "data": "digits"}, "unknown network 'vgg-61'"),
         ({"data": "cfiar10"}, "unknown data set 'cfiar10'; did you mean 'cifar10'"),
         ({"data": "digits"}, "images must be at least 16 pixels high and wide"),
-        ({"net": "resnet-20", "recipe": "p4/resnet-18", "data": "digits"}, "batch-norm"),
+        ({"net": "resnet-20", "recipe": "p4/resnet-18", "data": "digits"}, "must be an nn.Sequential chain"),
     ],
 )
 def test_refusals(fields, message):
