@@ -26,8 +26,9 @@ import torch
 
 from lotterykit.experiments.check import trained
 from lotterykit.experiments.controls import control
-from lotterykit.experiments.find import find_tickets, resolve
+from lotterykit.experiments.find import find_tickets
 from lotterykit.experiments.judge import judge
+from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import run_together
 from lotterykit.experiments.ticket import INIT, Ticket

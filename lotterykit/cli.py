@@ -22,6 +22,7 @@ from lotterykit.bench.command import bench
 from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
 from lotterykit.experiments import search_command
 from lotterykit.experiments.flags import GridFlags, figure_names
+from lotterykit.experiments.plant_back_command import plant_back
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 ALLOCATOR_WORDS = ("allocate", "out of memory", "not enough memory", "overflow")  # of torch's RuntimeErrors
@@ -38,6 +39,7 @@ app.command(sweep)
 app.command(bench)
 for command in ("find", "prune", "train", "check", "verdict"):
     app.command(getattr(search_command, command))
+app.command(plant_back, name="plant-back")
 
 
 @sweep.command

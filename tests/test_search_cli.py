@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from lotterykit.cli import invoke
+from lotterykit.errors import ArgumentError
 from lotterykit.experiments.ticket import Ticket
 
 SMALL = ["--data", "digits", "--validation", "100", "--steps", "60"]
@@ -67,6 +68,25 @@ def test_prune(capsys):
     assert invoke(["train", "p", "--steps", "5"]) == 0
 
 
+def test_plant_back(folder, capsys):
+    command = ["plant-back", "--net", "lenet", "--data", "digits", "--density", ".2", "--recipe", "p4/lenet"]
+    command += ["--steps", "40", "--shots", "2", "--shot-epochs", "1", "--levels", "2", "--level-epochs", "1"]
+    command += ["--warmup-epochs", "0", "--densities", ".2", "--folder", "out"]
+    assert invoke(command) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[1:-1]] == [
+        "ticket",
+        "truth",
+        *["planted"] * 2,
+        *["unplanted"] * 2,
+    ]
+    written = {path.name for path in (folder / "out").iterdir()}
+    tickets = {"ticket.safetensors", "truth.safetensors", "found-0.2.safetensors"}
+    assert written == tickets | {"levels.csv", "journal"}
+    assert "densities must be numbers" in refused(capsys, "plant-back", "--densities", "a")
+    assert "not for resnet-20" in refused(capsys, "plant-back", "--net", "resnet-20", "--data", "digits")
+
+
 def test_verdict(capsys):
     command = ["verdict", "magnitude", "--density", ".2", *SMALL, "--lrs", "1e-3,3e-3"]
     assert invoke(command) == 0
@@ -99,6 +119,17 @@ def test_refusals(capsys, command, message):
     assert message in refused(capsys, *command)
 
 
+def test_a_training_that_diverges_leaves_a_ticket(capsys):
+    for method in (["magnitude"], ["gem-miner", "--score-epochs", "6"]):
+        assert invoke(["find", *method, "--density", ".3", *SMALL, "--lr", "1e30"]) == 0
+        results = Ticket.load("ticket.safetensors").results
+        assert results["loss"] is None
+        assert 0 <= results["accuracy"] < 0.3
+    assert "the training diverged" in refused(
+        capsys, "find", "imp", "--density", ".3", *SMALL, "--lr", "1e30", "--out", "other"
+    )
+
+
 def test_a_damaged_ticket_and_foreign_options(folder, capsys):
     assert invoke(["prune", "random", "--density", ".5", "--data", "digits", "--out", "p"]) == 0
     assert "no rewind point '5it', only init" in refused(capsys, "train", "p", "--start", "5it")
@@ -124,3 +155,53 @@ def test_ctrl_c_leaves_a_journal_that_the_same_command_goes_on_from(folder):
     assert "training 1," not in again.stderr
     assert (folder / "ticket.safetensors").exists()
     assert not (folder / "ticket.safetensors.journal").exists()
+
+
+def test_a_ticket_that_cannot_be_saved_leaves_its_journal(folder, capsys, monkeypatch):
+    """And the end of one search leaves the journal of another that was stopped."""
+    command = ["find", "magnitude", "--density", ".3", *SMALL]
+
+    def full(self, path):
+        raise ArgumentError(f"cannot write the ticket to {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ticket, "save", full)
+        assert "No space left on device" in refused(capsys, *command)
+    assert len(list((folder / "ticket.safetensors.journal" / "magnitude").iterdir())) == 2
+    assert invoke(["find", "random", *command[2:]]) == 0
+    capsys.readouterr()
+    assert invoke(command) == 0
+    assert "training" not in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["ticket.safetensors"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(folder, capsys, monkeypatch):
+    search = ["--density", ".3", *SMALL]
+    assert invoke(["prune", "random", *search, "--out", "p"]) == 0
+    (folder / "file").write_text("")
+
+    def read_only(**given):
+        raise PermissionError(13, "Permission denied")
+
+    def work(*given, **more):
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr("lotterykit.experiments.searches.train_replicas", work)
+    for command in (["find", "imp", *search], ["check", "p"], ["verdict", "magnitude", *search]):
+        assert "file: File exists" in refused(capsys, *command, "--folder", "file")
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)
+    for command in (["find", "imp", *search], ["prune", "random", *search], ["train", "p"]):
+        assert "Permission denied" in refused(capsys, *command)
+    assert sorted(path.name for path in folder.iterdir()) == ["file", "p"]
+
+
+def test_training_on_another_data_set(capsys):
+    assert invoke(["prune", "random", "--density", ".3", *SMALL, "--out", "p"]) == 0
+    assert invoke(["train", "p", "--data", "digits", "--steps", "5"]) == 0
+    assert "unknown data set 'mnits'" in refused(capsys, "train", "p", "--data", "mnits")
+    assert "takes scale" in refused(capsys, "check", "p", "--scale", "1")
+
+
+def test_quick_is_no_word_for_a_file(folder, capsys):
+    (folder / "s.toml").write_text('method = "imp"\ndensity = 0.2\n')
+    assert "--quick goes with a method's name" in refused(capsys, "find", "s.toml", "--quick")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments.imp import FINAL, outcome
+from lotterykit.experiments.imp import FINAL, outcome, plain
+from lotterykit.experiments.search_spec import ONLY
 from lotterykit.experiments.searches import Search
 from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.ticket import INIT, Ticket
@@ -21,6 +22,7 @@ from lotterykit.pruning.prune import DEFAULT_ROUNDS, Pruner
 from lotterykit.pruning.schedules import density_after
 from lotterykit.pruning.scores import LossFn, ScoreFn
 from lotterykit.training.recipe import Recipe, Split, batch_order, loss_value
+from lotterykit.training.source import LoaderSource
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class AtInit:
         results = {
             "density": masks.density(),
             "rounds": rounds,
+            "empty_layers": rounds[-1]["empty_layers"],
+            "no_live_path": rounds[-1]["no_live_path"],
             "epochs": taken,
-            "untrained": dict(strong.metrics),
+            "untrained": plain(strong.metrics),
             **outcome(trained),
         }
         snapshots = {INIT: dict(state), FINAL: trained.state}
@@ -87,7 +91,7 @@ class AtInit:
             rounds = DEFAULT_ROUNDS.get(self.method, 1) if isinstance(self.method, str) else 1
         if masks is not None:
             convert_(model, masks=masks)
-        data = scoring_batches(self.setup, self.samples, self.seed)
+        data = scoring_batches(self.setup, self.samples if self._reads_data() else 0, self.seed)
         pruner = Pruner(
             model, self.method, density=density, rounds=rounds, data=data, loss_fn=loss_of(self.recipe),
             seed=self.seed, **(self.options or {}),
@@ -99,6 +103,9 @@ class AtInit:
         ]
         return found, rows
 
+    def _reads_data(self) -> bool:
+        return not isinstance(self.method, str) or self.method in ONLY["samples"]
+
 
 def loss_of(recipe: Recipe) -> LossFn:
     """The recipe's loss as pruning takes it."""
@@ -107,16 +114,18 @@ def loss_of(recipe: Recipe) -> LossFn:
 
 def scoring_batches(setup: Setup, samples: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
     """One batch of `samples` training examples of each class, in an order drawn by `seed`; of targets that
-    are values, ten times as many examples; of loaders, their first batch.
+    are values, ten times as many examples; of loaders, the first batch that a training with `seed` reads.
+    With `samples` 0, for methods that want to know the shape alone, one example.
 
     Raises `ArgumentError` where a class has fewer.
     """
     if not isinstance(setup.data, Split):
-        for x, y in setup.data.train:
-            return [(x, y)]
-        raise ArgumentError("data holds no batch")
+        with torch.random.fork_rng([]):  # which a loader that shuffles draws from
+            return [next(LoaderSource(setup.data, seed, None).epoch(0, 0))]
     x, y = setup.data.x_train, setup.data.y_train
     order = batch_order(len(x), seed, 0)
+    if not samples:
+        return [(x[order[:1]], y[order[:1]])]
     if y.is_floating_point():
         taken = order[: 10 * samples]
     else:

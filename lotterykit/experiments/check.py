@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,8 +13,8 @@ from torch import nn
 
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.experiments.controls import CONTROLS, control
-from lotterykit.experiments.find import Resolved, resolve
 from lotterykit.experiments.imp import FINAL, outcome
+from lotterykit.experiments.resolved import Resolved, resolve, seeded
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.ticket import INIT, Ticket
@@ -34,8 +35,9 @@ class Check:
     metric: str
 
     def values(self, kind: str) -> list[float]:
-        """The metric of a kind, a value a seed."""
-        return [float(row[self.metric]) for row in self.results[kind].values()]
+        """The metric of a kind, a value a seed; NaN of a training that diverged."""
+        found = [row[self.metric] for row in self.results[kind].values()]
+        return [math.nan if value is None else float(value) for value in found]
 
     def lines(self) -> list[str]:
         """A line a kind: mean, least and greatest value, and how far the ticket's mean lies above it."""
@@ -78,26 +80,14 @@ def check_ticket(
     valid = (*CONTROLS, INVERT, SMART_RATIO)
     if unknown := [kind for kind in kinds if kind not in valid]:
         raise unknown_name("control", unknown[0], valid)
-    draw = None if build is None else (lambda seed: build(seed).state_dict())
-    searches: dict[str, Search] = {}
-    for seed in numbers:
-        for kind in (TICKET, *dict.fromkeys(kinds)):
-            name = f"{kind}-{seed}"
-            if kind == INVERT:
-                again = SearchSpec(**(one.spec.model_dump() | {"invert": True, "seed": seed}))
-                searches[name] = resolve({name: again}, build=build, data=one.setup.data,
-                                         validation=one.setup.validation)[name].search()  # fmt: skip
-                continue
-            shown = ticket
-            if kind == SMART_RATIO:
-                densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
-                shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
-            elif kind != TICKET:
-                own = {name: value for name, value in options.items() if CONTROLS[kind].option == name}
-                shown = control(ticket, kind, seed=seed, rewind=point, draw=draw, **own)
-            searches[name] = trained(
-                shown, one, point if kind == TICKET else INIT, seed, first_of(point, one)
-            )
+    takes = {CONTROLS[kind].option for kind in kinds if kind in CONTROLS}
+    if foreign := [name for name in options if name not in takes]:
+        raise ArgumentError(f"none of the controls {', '.join(kinds)} takes {foreign[0]}")
+    searches = {
+        f"{kind}-{seed}": _search(kind, ticket, one, point, seed, build, options)
+        for seed in numbers
+        for kind in (TICKET, *dict.fromkeys(kinds))
+    }
     found = run_together(searches, one.setup, folder=folder, progress=progress)
     results = {
         kind: {seed: found[f"{kind}-{seed}"].results for seed in numbers}
@@ -107,6 +97,36 @@ def check_ticket(
     return Check(
         results, "stop_accuracy" if stops else "accuracy" if one.recipe.loss == "cross_entropy" else "mse"
     )
+
+
+def _search(
+    kind: str,
+    ticket: Ticket,
+    one: Resolved,
+    point: str,
+    seed: int,
+    build: Callable[[int], nn.Module] | None,
+    options: Mapping[str, Any],
+) -> Search:
+    """The search that trains the ticket, or its control `kind`."""
+    if kind == INVERT:
+        fields = {"invert": not one.spec.invert, "seed": seed}
+        again = SearchSpec(**(one.spec.model_dump() | fields))
+        held = one.setup.validation
+        return resolve({"": again}, build=build, data=one.setup.data, validation=held)[""].search()
+    first = first_of(point, one)
+    if kind == TICKET:
+        return trained(ticket, one, point, seed, first)
+    if kind == SMART_RATIO:
+        densities = layer_densities(one.setup.build(), SMART_RATIO, ticket.density())
+        shown = control(ticket, "allocation", seed=seed, rewind=point, densities=densities)
+    else:
+        row = CONTROLS[kind]
+        own = {name: value for name, value in options.items() if row.option == name}
+        if build is not None and row.draws:
+            own["draw"] = lambda seed: seeded(build)(seed).state_dict()
+        shown = control(ticket, kind, seed=seed, rewind=point, **own)
+    return trained(shown, one, INIT, seed, first)
 
 
 def retrain(
@@ -119,10 +139,14 @@ def retrain(
     **changes: Any,
 ) -> Ticket:
     """The ticket trained again from the rewind point `start` (None: the search's), as its recipe says but for
-    `changes` of the spec's fields (steps, lr, data ...). Raises `ArgumentError`."""
-    one = resolved_of(ticket, **changes)
+    `changes` of the spec's fields (steps, lr, data ...), which its recipe then names under `retrained`.
+
+    Raises `ArgumentError`, also where `steps` end before the rewind point."""
+    one = resolved_of(ticket, changes)
     point = start or str(ticket.results.get("point", INIT))
-    search = trained(ticket, one, point, check_seed(seed), first_of(point, one))
+    record = {"start": point, "seed": check_seed(seed), **changes}
+    told = replace(ticket, recipe={**ticket.recipe, "retrained": record})
+    search = trained(told, one, point, seed, first_of(point, one))
     return run_together({"train": search}, one.setup, folder=folder, progress=progress)["train"]
 
 
@@ -130,29 +154,37 @@ def trained(ticket: Ticket, one: Resolved, point: str, seed: int, first: int = 0
     """The search that only trains: a ticket from one of its points, its schedule from step `first`."""
     start = ticket.rewind(point)
     done = yield Training(start, ticket.masks, one.recipe, seed, first, one.steps)
-    snapshots = {INIT: ticket.snapshots[INIT], FINAL: done.state}
-    return Ticket(ticket.masks, snapshots, ticket.recipe, {"density": ticket.density(), **outcome(done)})
+    results = {"density": ticket.density(), "point": point, **outcome(done)}
+    return Ticket(ticket.masks, {**ticket.snapshots, FINAL: done.state}, ticket.recipe, results)
 
 
 def first_of(point: str, one: Resolved) -> int:
-    """The step that a rewind point stands at."""
-    return int(point[:-2]) if point.endswith("it") and point[:-2].isdecimal() else 0
+    """The step that a rewind point stands at. Raises `ArgumentError` where the training ends before."""
+    number, unit = point[:-2], point[-2:]
+    if unit not in ("it", "ep") or not number.isdecimal():
+        return 0
+    first = int(number) * (one.per_epoch if unit == "ep" else 1)
+    if first >= one.steps:
+        raise ArgumentError(
+            f"rewind point {point!r} stands at step {first}: steps must be more, got {one.steps}"
+        )
+    return first
 
 
 def resolved_of(
     ticket: Ticket,
+    changes: Mapping[str, Any] | None = None,
     *,
     build: Callable[[int], nn.Module] | None = None,
     data: Split | Loaders | None = None,
     validation: Pair | None = None,
-    **changes: Any,
 ) -> Resolved:
     """The search that found a ticket, with some fields changed. Raises `ArgumentError` where the ticket does
     not say, or its network is another than the spec's now."""
     fields = ticket.recipe.get("search")
     if not isinstance(fields, Mapping):
         raise ArgumentError("the ticket does not say how it was found (no 'search' in its recipe)")
-    spec = SearchSpec(**(dict(fields) | changes))
+    spec = SearchSpec(**(dict(fields) | dict(changes or {})))
     one = resolve({"": spec}, build=build, data=data, validation=validation)[""]
     ticket.apply_(one.setup.build())  # raises where it does not fit
     return one

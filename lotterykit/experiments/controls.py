@@ -22,6 +22,7 @@ from lotterykit.experiments.spec import derive_seed
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.mask import Masks
 from lotterykit.nn.models import mlp, network
+from lotterykit.pruning.allocation import apportioned
 
 Draw = Callable[[int], Mapping[str, Tensor]]  # seed -> state of the dense network at a fresh start
 
@@ -206,10 +207,9 @@ def fresh_state(recipe: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
 
 
 def allocated_counts(masks: Masks, densities: Mapping[str, float]) -> dict[str, int]:
-    """Kept counts at these layer densities, as many in total as `masks` keeps.
+    """Kept counts at these layer densities, as many in total as `masks` keeps: `apportioned`.
 
-    Each layer's count is its rounded share; what rounding leaves over goes, one a layer, to the layers whose
-    shares were rounded most. Raises `ArgumentError` where the densities are for another total or network.
+    Raises `ArgumentError` where the densities are for another total or network.
     """
     if set(densities) != set(masks):
         raise ArgumentError(f"densities must name the weights {', '.join(masks)}, got {', '.join(densities)}")
@@ -218,17 +218,14 @@ def allocated_counts(masks: Masks, densities: Mapping[str, float]) -> dict[str, 
             raise ArgumentError(f"density of {name!r} must be a number in [0, 1], got {density!r}")
     sizes = {name: mask.numel() for name, mask in masks.items()}
     shares = {name: float(densities[name]) * size for name, size in sizes.items()}
-    counts = {name: round(share) for name, share in shares.items()}
     kept = sum(k for k, _ in masks.counts().values())
-    over = kept - sum(counts.values())
-    step = 1 if over > 0 else -1
-    open_ = [name for name in masks if 0 <= counts[name] + step <= sizes[name]]
-    if abs(over) > len(open_):
+    counts = apportioned(shares, sizes, kept)
+    if sum(counts.values()) != kept:
         raise ArgumentError(
-            f"the densities keep {sum(counts.values())} weights, the ticket {kept}: allocate for its density"
+            f"the densities keep {round(sum(shares.values()))} weights, the ticket {kept}: allocate for its "
+            "density"
         )
-    open_.sort(key=lambda name: step * (counts[name] - shares[name]))
-    return counts | {name: counts[name] + step for name in open_[: abs(over)]}
+    return counts
 
 
 def _check_options(kind: str, row: Control, options: Mapping[str, object]) -> None:

@@ -1,138 +1,20 @@
-"""`find_ticket`: a `SearchSpec` made a search of a network on data, run, its ticket returned."""
+"""`find_ticket`: the search that a `SearchSpec` describes, run; its ticket returned."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lotterykit import __version__
-from lotterykit.data.augment import flip_and_crop
-from lotterykit.data.images import DATASETS, load
-from lotterykit.errors import ArgumentError, unknown_name
-from lotterykit.experiments.at_init import AtInit
-from lotterykit.experiments.imp import IMP
-from lotterykit.experiments.recipes import PaperRecipe, paper_recipe
-from lotterykit.experiments.score_search import ScoreSearch
-from lotterykit.experiments.search_spec import SCORE_TRAINED, SCORED, SearchSpec
-from lotterykit.experiments.searches import Search, run_together
-from lotterykit.experiments.setup import Setup
+from lotterykit.errors import ArgumentError
+from lotterykit.experiments.resolved import Resolved, resolve
+from lotterykit.experiments.search_spec import SCORED, SearchSpec
+from lotterykit.experiments.searches import run_together
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training
-from lotterykit.mask import Masks
-from lotterykit.nn.models import NETWORKS
-from lotterykit.training.recipe import Recipe, Split
-from lotterykit.training.scored import ScoreTraining
+from lotterykit.training.recipe import Split
 from lotterykit.training.source import Loaders, Pair
-
-# The recipe of a network that names none: its paper's
-OF_NETWORK = {
-    "lenet": "p4/lenet", "conv-2": "p4/conv-2", "conv-4": "p4/conv-4", "conv-6": "p4/conv-6",
-    "vgg-16": "p0/vgg-16-ticket", "vgg-16-bn": "p3/vgg-16",
-    "vgg-19": "p4/vgg-19-low", "vgg-19-bn": "p4/vgg-19",
-    "resnet-20": "p4/resnet-18", "resnet-20-padded": "p2/resnet-20-finetune", "resnet-32": "p3/resnet-32",
-    "resnet-32-padded": "p2/resnet-32-finetune", "resnet-32-wide": "p3/resnet-32",
-    "resnet-18": "p3/resnet-18", "resnet-50": "p2/resnet-50-finetune",
-    "wideresnet-28-2": "p2/wideresnet-28-2-finetune", "mobilenet-v1": "p3/mobilenet-v1",
-    "mobilenet-v2": "p2/mobilenet-v2-finetune",
-}  # fmt: skip
-SCORE_EPOCHS = 150  # Rare Gems, sec. 4, of edge-popup and Gem-Miner
-EDGE_POPUP_DECAY = 5e-4  # Ramanujan et al. 2020; Rare Gems, Table 3
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A spec with its names looked up: what it trains, on what, how long; `named`: its network is of ours."""
-
-    spec: SearchSpec
-    setup: Setup
-    paper: PaperRecipe
-    recipe: Recipe
-    steps: int
-    state: dict[str, Tensor]
-    named: bool
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps an epoch takes."""
-        return self.setup.steps_per_epoch(self.recipe)
-
-    def search(self, *, on_level: Callable[[int, Ticket], None] | None = None) -> Search:
-        """The search that the spec describes."""
-        spec, told = self.spec, self.told()
-        names = list(Masks.from_model(self.setup.build()).weights())
-        if spec.method == "imp":
-            imp = IMP(
-                self.recipe,
-                self.fractions(),
-                spec.density,
-                self.per_epoch,
-                self.steps,
-                spec.scope or self.paper.scope,
-                spec.after,
-                spec.rewind_step(self.per_epoch),
-                spec.one_shot,
-                spec.seed,
-            )
-            return imp.search(self.state, recipe=told, on_level=on_level)
-        if spec.method in SCORE_TRAINED:
-            gem = spec.method == "gem-miner"
-            decay = (0.0 if gem else EDGE_POPUP_DECAY) if spec.score_decay is None else spec.score_decay
-            epochs = SCORE_EPOCHS if spec.score_epochs is None else spec.score_epochs
-            own: dict[str, Any] = {"anneal": spec.anneal, "gradual_every": spec.gradual_every}
-            scores = ScoreTraining(
-                spec.method,
-                spec.density,
-                spec.scope,
-                penalty=spec.penalty,
-                **({"freeze_every": spec.freeze_every} if gem else own),
-            )
-            how = Recipe(
-                self.recipe.loss, epochs, spec.score_batch, "sgd", spec.score_lr, momentum=0.9,
-                weight_decay=decay, schedule="cosine",
-            )  # fmt: skip
-            return ScoreSearch(scores, how, self.recipe, self.steps, spec.seed).search(
-                self.state, names, recipe=told
-            )
-        return self.at_init().search(self.state, recipe=told)
-
-    def at_init(self) -> AtInit:
-        """How a spec that prunes by scores does so."""
-        spec = self.spec
-        options = {"scope": spec.scope, "invert": spec.invert, "allocation": spec.allocation}
-        return AtInit(
-            spec.method, spec.density, self.recipe, self.setup, self.steps, spec.shots, spec.shot_epochs,
-            spec.reset, spec.rounds, spec.samples, spec.seed, options,
-        )  # fmt: skip
-
-    def fractions(self) -> dict[str, float]:
-        """The share of each weight's remaining entries that a level of imp prunes; what the recipe never
-        prunes stays, and layers that are ranked together lose one share."""
-        share, together = self.spec.prune_fraction, (self.spec.scope or self.paper.scope) == "global"
-        found = self.paper.prune_fractions(self.setup.build())
-        if share is None and together:
-            share = max(found.values())
-        if share is None:
-            return found
-        last = list(found)[-1]  # the output layer, at half the share (P4)
-        return {
-            name: 0.0 if not own else share / 2 if name == last and not together else share
-            for name, own in found.items()
-        }
-
-    def told(self) -> dict[str, Any]:
-        """What a ticket says of how it was found, plain JSON: `search` is the spec."""
-        spec, paper = self.spec, self.paper
-        told: dict[str, Any] = {"search": spec.set(), "steps": self.steps, "version": __version__}
-        told["training"] = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.recipe).items()}
-        if self.named:
-            known = DATASETS[spec.data]
-            told |= {"network": spec.net, "input": list(known.shape), "classes": known.classes}
-            told |= {"init": _init_of(spec, paper), "dropout": paper.dropout}
-        return told
 
 
 def find_ticket(
@@ -147,10 +29,10 @@ def find_ticket(
     """Search for a ticket and train it; the `Ticket` holds masks, the states to rewind to and the results.
 
     The network and the data are those that `spec` names. `build(seed)` gives any other module with Linear
-    and Conv layers, at its init; `data` other data, tensors or loaders, with `validation` for early stopping
-    (loaders bring their own). `folder`: a journal from which a search that was interrupted goes on, bitwise;
-    of loaders from the start of an epoch, of score trainings from their start. `progress(name, number,
-    training)` is called before each training.
+    and Conv layers, at its init, and may draw from torch's generator, which stands at the seed; `data` other
+    data, tensors or loaders, with `validation` for early stopping (loaders bring their own). `folder`: a
+    journal from which a search that was interrupted goes on, bitwise; of loaders from the start of an epoch,
+    of score trainings from their start. `progress(name, number, training)` is called before each training.
     Raises `ArgumentError`.
 
     >>> find_ticket(SearchSpec(method="imp", density=0.1, data="digits", steps=200))  # doctest: +SKIP
@@ -198,105 +80,3 @@ def prune_ticket(
     one = resolve({"": spec}, build=build, data=data)[""]
     masks, rounds = one.at_init().pruned(one.state)
     return Ticket(masks, {INIT: one.state}, one.told(), {"density": masks.density(), "rounds": rounds})
-
-
-def resolve(
-    specs: Mapping[str, SearchSpec],
-    *,
-    build: Callable[[int], nn.Module] | None = None,
-    data: Split | Loaders | None = None,
-    validation: Pair | None = None,
-) -> dict[str, Resolved]:
-    """The specs with their names looked up; those of one network and data set share a `Setup`."""
-    setups: dict[object, Setup] = {}
-    found = {}
-    for name, spec in specs.items():
-        paper = _paper_of(spec, build is not None)
-        key = (spec.net, spec.data, spec.validation, paper.validation, paper.augment, paper.dropout)
-        if key not in setups:
-            setups[key] = _setup(spec, paper, build, data, validation)
-        setup = setups[key]
-        recipe, steps = _training(spec, paper, setup)
-        model = _network(spec, paper) if build is None else build(spec.seed)
-        state = {n: t.detach().clone() for n, t in model.state_dict().items()}
-        found[name] = Resolved(spec, setup, paper, recipe, steps, state, named=build is None)
-    return found
-
-
-def _paper_of(spec: SearchSpec, own: bool) -> PaperRecipe:
-    if not own and spec.net not in NETWORKS:
-        raise unknown_name("network", spec.net, NETWORKS)
-    name = spec.recipe or OF_NETWORK.get(spec.net)
-    if name is None:
-        raise ArgumentError(
-            f"network {spec.net!r} has no recipe of its own: name one (lotterykit list recipes)"
-        )
-    return paper_recipe(name)
-
-
-def _setup(
-    spec: SearchSpec,
-    paper: PaperRecipe,
-    build: Callable[[int], nn.Module] | None,
-    data: Split | Loaders | None,
-    validation: Pair | None,
-) -> Setup:
-    augment = None
-    if data is None:
-        if spec.data not in DATASETS:
-            raise unknown_name("data set", spec.data, DATASETS)
-        held = spec.validation
-        if held is None:  # the paper's number, but of a small data set no more than a sixth
-            held = min(paper.validation, len(load(spec.data).split[0]) // 6) if paper.validation else 0
-        images = load(spec.data, validation=held)
-        data, validation = Split(*images.split), images.validation
-        if paper.augment:
-            black = images.black
-
-            def augment(x: Tensor, seed: int, step: int) -> Tensor:
-                return flip_and_crop(x, seed, step, fill=black)
-
-    if build is not None:
-        own = build
-        return Setup(lambda: own(0), data, validation, augment)
-    return Setup(lambda: _network(spec, paper), data, validation, augment)
-
-
-def _network(spec: SearchSpec, paper: PaperRecipe) -> nn.Module:
-    known = DATASETS.get(spec.data)
-    if known is None:
-        raise unknown_name("data set", spec.data, DATASETS)
-    paper = replace(paper, network=spec.net, init=_init_of(spec, paper))
-    return paper.model(input=known.shape, classes=known.classes, seed=spec.seed)
-
-
-def _init_of(spec: SearchSpec, paper: PaperRecipe) -> str:
-    """Scores choose among signed constants (Ramanujan et al. 2020; Rare Gems, sec. 4)."""
-    return spec.init or ("signed_constant" if spec.method in SCORE_TRAINED else paper.init)
-
-
-def _training(spec: SearchSpec, paper: PaperRecipe, setup: Setup) -> tuple[Recipe, int]:
-    """How weights train, and for how many steps."""
-    if spec.batch_size is not None:
-        paper = replace(paper, batch_size=spec.batch_size)
-    if isinstance(setup.data, Loaders):
-        images = len(setup.data.train) * paper.batch_size  # type: ignore[arg-type]
-        evaluate_every = None
-    else:
-        images, evaluate_every = len(setup.data.x_train), paper.evaluate_every
-    recipe, steps = paper.training(images), paper.steps(images)
-    if spec.steps is not None:
-        per_epoch = setup.steps_per_epoch(recipe)
-        scale = spec.steps / steps
-        recipe = replace(
-            recipe,
-            epochs=-(-spec.steps // per_epoch),
-            warmup=round(recipe.warmup * scale),
-            milestones=tuple(round(m * scale) for m in recipe.milestones),
-        )
-        steps = spec.steps
-    given = {"lr": spec.lr, "weight_decay": spec.weight_decay}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    y = setup.data.y_train if isinstance(setup.data, Split) else next(iter(setup.data.test))[1]
-    loss = "mse" if y.is_floating_point() else "cross_entropy"
-    return replace(recipe, loss=loss, evaluate_every=evaluate_every, **changes), steps

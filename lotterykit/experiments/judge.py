@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.experiments.check import trained
 from lotterykit.experiments.controls import control
-from lotterykit.experiments.find import Resolved, resolve
 from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.resolved import Resolved, resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.small_dense import small_dense_widths
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training
-from lotterykit.experiments.verdict import Verdict, verdict
+from lotterykit.experiments.verdict import SIMILAR, Verdict, verdict
 from lotterykit.mask import Masks
 from lotterykit.nn.init import INITS
 
@@ -53,16 +54,22 @@ def judge(
     At each learning rate and seed: the search of `spec`, which trains the ticket it finds; the ticket's mask
     with weights initialised anew; the dense network; a dense network of the ticket's number of weights. All
     train by the spec's recipe. The accuracies are those after training.
-    Raises `ArgumentError`; fewer than 3 seeds or 2 rates decide nothing.
+    The density is that of the ticket that keeps most, and so is the size of the small dense network.
+    Raises `ArgumentError`, before anything is trained; fewer than 3 seeds or 2 rates decide nothing.
     """
     if len(set(rates)) != len(rates) or len(rates) < 2 or seeds < 3:
         raise ArgumentError(
             f"a verdict needs at least 2 different learning rates and 3 seeds, got {list(rates)} and {seeds}"
         )
+    if wrong := [lr for lr in rates if not 0 < lr < math.inf]:
+        raise ArgumentError(f"learning rates must be finite numbers above 0, got {wrong[0]!r}")
+    if spec.data not in SIMILAR:
+        raise unknown_name("data set", spec.data, SIMILAR)
     specs = {_key(lr, seed): SearchSpec(**(spec.model_dump() | {"lr": lr, "seed": seed}))
              for lr in rates for seed in range(seeds)}  # fmt: skip
     resolved = resolve(specs)
     setup = next(iter(resolved.values())).setup
+    _narrowed(setup, None)
     found = run_together(
         {k: one.search() for k, one in resolved.items()}, setup, folder=folder, progress=progress
     )
@@ -87,14 +94,14 @@ def judge(
     accuracies = {
         arm: {lr: [row["accuracy"] for row in of] for lr, of in by.items()} for arm, by in rows.items()
     }
-    density = next(iter(found.values())).density()
+    density = max(ticket.density() for ticket in found.values())
     decided = verdict(accuracies, density=density, epochs=first.steps / first.per_epoch, data=spec.data)
     tickets = {(one.recipe.lr, one.spec.seed): found[key] for key, one in resolved.items()}
     return Judged(decided, rows, tickets, density)
 
 
 def _key(lr: float, seed: int) -> str:
-    return f"{lr:g}-{seed}"
+    return f"{float(lr)!r}-{seed}".replace(".0-", "-")  # all digits: rates that are close are two
 
 
 def _small_dense(
@@ -102,13 +109,10 @@ def _small_dense(
 ) -> tuple[Setup, dict[str, Search]]:
     """The small-dense network and its trainings, from inits of the recipe's distribution."""
     first = next(iter(resolved.values()))
-    ticket = next(iter(found.values()))
-    shapes = [tuple(mask.shape) for mask in ticket.masks.values()]
-    kept = sum(count for count, _ in ticket.masks.counts().values())
-    widths = small_dense_widths(shapes, kept)
+    most = max(sum(count for count, _ in ticket.masks.counts().values()) for ticket in found.values())
 
     def build() -> torch.nn.Module:
-        return narrowed(setup.build(), widths)
+        return _narrowed(setup, most)
 
     searches = {}
     for key, one in resolved.items():
@@ -116,6 +120,16 @@ def _small_dense(
         every = Masks.from_model(build()).weights()
         searches[f"small-dense-{key}"] = trained(Ticket(every, {INIT: state}), one, INIT, one.spec.seed)
     return replace(setup, build=build), searches
+
+
+def _narrowed(setup: Setup, kept: int | None) -> torch.nn.Module:
+    """The network with the widths of `kept` weights, all of them for None; raises `ArgumentError` where it
+    is no chain."""
+    model = setup.build()
+    shapes = [tuple(mask.shape) for mask in Masks.from_model(model).weights().values()]
+    every = sum(math.prod(shape) for shape in shapes)
+    with torch.random.fork_rng([]):  # what its layers start from is written over
+        return narrowed(model, small_dense_widths(shapes, every if kept is None else kept))
 
 
 def _initialised(model: torch.nn.Module, init: str, seed: int) -> dict[str, Tensor]:

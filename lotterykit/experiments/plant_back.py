@@ -55,9 +55,9 @@ from torch import Tensor, nn
 
 from lotterykit import __version__
 from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
-from lotterykit.experiments.find import resolve
 from lotterykit.experiments.imp import FINAL
 from lotterykit.experiments.recipes import paper_recipe
+from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.setup import Setup

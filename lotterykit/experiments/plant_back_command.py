@@ -71,7 +71,7 @@ def plant_back(
     """
     from lotterykit.experiments.plant_back import PlantBack
     from lotterykit.experiments.plant_back import plant_back as run
-    from lotterykit.experiments.search_command import progress
+    from lotterykit.experiments.search_display import progress
 
     try:
         targets = tuple(float(part) for part in densities.split(","))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lotterykit.experiments.imp import FINAL, outcome
+from lotterykit.experiments.imp import FINAL, outcome, plain
 from lotterykit.experiments.searches import Search
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training
@@ -45,8 +45,8 @@ class ScoreSearch:
             "density": masks.density(),
             "empty_layers": [name for name, (kept, _) in masks.counts().items() if not kept],
             "epochs": float(self.score_recipe.epochs),
-            "untrained": dict(found.metrics),
-            "score_curve": [dict(row) for row in found.curve],
+            "untrained": plain(found.metrics),
+            "score_curve": [plain(row) for row in found.curve],
             **outcome(trained),
         }
         return Ticket(masks, {INIT: start, FINAL: trained.state}, dict(recipe or {}), results)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from lotterykit.experiments.together import digest
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.source import Augment, Loaders, Pair
 
@@ -27,6 +31,20 @@ class Setup:
         if isinstance(self.data, Loaders):
             return len(self.data.train)  # type: ignore[arg-type]
         return -(-len(self.data.x_train) // recipe.batch_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of what all trainings of the run share: the network's layers, the data (of loaders only
+        their numbers of batches), the validation data, whether images are augmented."""
+        if isinstance(self.data, Loaders):
+            loaders = (self.data.train, self.data.test, self.data.validation)
+            data = str([None if of is None else len(of) for of in loaders])  # type: ignore[arg-type]
+        else:
+            tensors = {**self.data._asdict(), **dict(zip("xy", self.validation or (), strict=False))}
+            data = digest({name: tensor.cpu() for name, tensor in tensors.items()}).hex()
+        layers = re.sub(r" at 0x\w+", "", str(self.build()))  # addresses differ from run to run
+        text = f"{layers} {data} {self.augment is not None}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

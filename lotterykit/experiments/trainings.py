@@ -11,6 +11,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
@@ -72,7 +73,8 @@ class Turn:
     """A training under way: how far it is, what it has found so far, its file in the journal."""
 
     def __init__(self, training: Training, setup: Setup, path: Path | None) -> None:
-        self.training, self.path = training, None if path is None else path.with_suffix(".safetensors")
+        self.training, self.setup = training, setup
+        self.path = None if path is None else path.with_suffix(".safetensors")
         per_epoch = setup.steps_per_epoch(training.recipe)
         total = training.recipe.epochs * per_epoch
         self.end = max(training.first, total if training.last is None else min(training.last, total))
@@ -118,9 +120,10 @@ class Turn:
             "steps": found.steps, "validation": found.validation,
         }  # fmt: skip
         metadata = {
-            "format": FORMAT, "identity": self.training.identity(), "content": json.dumps(content),
-            "order": json.dumps(list(tensors)),
+            "format": FORMAT, "identity": self.training.identity(), "setup": self.setup.fingerprint,
+            "content": json.dumps(content), "order": json.dumps(list(tensors)),
         }  # fmt: skip
+        metadata["digest"] = _digest(metadata["content"], tensors)
         data = safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}, metadata=metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,14 +137,20 @@ class Turn:
                 metadata = file.metadata() or {}
                 names = json.loads(metadata.get("order", "[]"))
                 tensors = {name: file.get_tensor(name) for name in names}
+            content = json.loads(metadata.get("content", "{}"))
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise ArgumentError(f"{path} is no training that could be gone on with: {error}") from error
-        if metadata.get("format") != FORMAT or metadata.get("identity") != self.training.identity():
+        mine = {"format": FORMAT, "identity": self.training.identity(), "setup": self.setup.fingerprint}
+        found = {name: metadata.get(name) for name in mine}
+        if "setup" not in metadata:
+            found["setup"] = mine["setup"]  # the first journals did not say which data they are of
+        if found != mine:
             raise ArgumentError(
-                f"{path} is of another search, other settings or another version: give another folder, or "
-                "remove this one"
+                f"{path} is of another search, other data, other settings or another version: give another "
+                "folder, or remove this one"
             )
-        content = json.loads(metadata["content"])
+        if metadata.get("digest") not in (None, _digest(metadata["content"], tensors)):
+            raise ArgumentError(f"{path} is damaged: its digest is another than the file says; remove it")
         self.at, self.finished = content["at"], content["finished"]
         self.found = Trained(
             _named(tensors, "state"),
@@ -153,6 +162,10 @@ class Turn:
             _named(tensors, "optimizer"),
             _named(tensors, "score"),
         )
+
+
+def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    return digest({**tensors, content: torch.empty(0)}).hex()
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

@@ -31,18 +31,23 @@ NON_TRIVIAL = 0.6  # share of the weights that must be gone
 JACKPOT, SECONDARY, NO_TICKET, UNDECIDED = "jackpot", "secondary prize", "no ticket", "undecided"
 OUTCOMES = (JACKPOT, SECONDARY, NO_TICKET)
 
-# Data set -> by how much a similar accuracy may be lower, as a share of the test set.
+# Data set, as `lk.data` and as the papers spell it -> by how much a similar accuracy may be lower, as a share
+# of the test set.
 SIMILAR = {
     "mnist": 0.005,
     "fashion-mnist": 0.005,
     "digits": 0.005,
+    "cifar10": 0.005,
     "cifar-10": 0.005,
+    "cifar100": 0.01,
     "cifar-100": 0.01,
     "tiny-imagenet": 0.01,
     "imagenet": 0.015,
 }
 # Epochs that the paper calls sufficient, where it names them.
-SUFFICIENT_EPOCHS = {"cifar-10": 160.0, "cifar-100": 160.0, "imagenet": 90.0}
+SUFFICIENT_EPOCHS = dict.fromkeys(("cifar10", "cifar-10", "cifar100", "cifar-100"), 160.0) | {
+    "imagenet": 90.0
+}
 
 
 @dataclass(frozen=True)

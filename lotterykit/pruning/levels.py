@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -44,21 +44,33 @@ def level_masks(
     if scope == "global" and len({fractions[name] for name in cut}) > 1:
         got = ", ".join(f"{name} {fractions[name]:g}" for name in cut)
         raise ArgumentError(f'scope="global" drops one fraction of all tensors together, got {got}')
-    groups = [[name] for name in cut] if scope == "local" else [cut] if cut else []
-    found = dict(carried)
-    for group in groups:
-        kept = sum(int(carried[name].count_nonzero()) for name in group)
-        left = max(min(kept, 1), round((1.0 - fractions[group[0]]) * kept))
+    groups = []
+    for names in [[name] for name in cut] if scope == "local" else [cut] if cut else []:
+        kept = sum(int(carried[name].count_nonzero()) for name in names)
+        left = max(min(kept, 1), round((1.0 - fractions[names[0]]) * kept))
+        groups.append((names, left, tie_seed(seed, 0, names[0])))
+    return best_kept(carried, scores, groups)
+
+
+def best_kept(
+    masks: Masks, scores: Mapping[str, Tensor], groups: Sequence[tuple[Sequence[str], int, int]]
+) -> Masks:
+    """The masks with only the highest scores of each group, of those that `masks` keep.
+
+    groups: (names that are ranked together, how many of them to keep, seed of their ties); tensors of no
+    group keep what they have. Raises `ArgumentError` for a NaN among the scores and for too high a number."""
+    found = dict(masks)
+    for names, count, seed in groups:
         try:
             chosen = topk_mask(
-                [scores[name] for name in group],
-                k=left,
-                seed=tie_seed(seed, 0, group[0]),
-                within=[carried[name] for name in group],
+                [scores[name] for name in names],
+                k=count,
+                seed=seed,
+                within=[masks[name] for name in names],
             )
         except ArgumentError as error:
-            raise ArgumentError(f"scores of {', '.join(group)}: {error}") from error
-        found.update(zip(group, chosen, strict=True))
+            raise ArgumentError(f"scores of {', '.join(names)}: {error}") from error
+        found.update(zip(names, chosen, strict=True))
     return Masks(found)
 
 

@@ -148,13 +148,20 @@ def batch_order(n: int, seed: int, epoch: int) -> Tensor:
 def loss_value(output: Tensor, y: Tensor, loss: str) -> Tensor:
     """The mean loss of outputs `[N, out]`, a scalar; MSE is the mean over samples and outputs.
 
-    Raises `ArgumentError` where MSE would broadcast."""
+    Raises `ArgumentError` where MSE would broadcast, and for targets that are no classes of the outputs."""
     if loss == "mse" and output.shape != y.shape:
         raise ArgumentError(
             f"mse needs targets of the outputs' shape {list(output.shape)}, got {list(y.shape)}"
         )
     if loss == "cross_entropy":
-        return torch.nn.functional.cross_entropy(output, y)
+        if not y.is_floating_point() and y.dtype not in (torch.int64, torch.uint8):
+            raise ArgumentError(f"class numbers must be int64, got {y.dtype}")
+        try:
+            return torch.nn.functional.cross_entropy(output, y)
+        except IndexError as error:  # asking beforehand would wait for the device in every step
+            raise ArgumentError(
+                f"class numbers must lie in [0, {output.shape[1]}), got {int(y.min())} to {int(y.max())}"
+            ) from error
     return torch.nn.functional.mse_loss(output, y)
 
 

@@ -97,6 +97,7 @@ def train(
     result = TrainResult({}, [])
     place = next(model.parameters()).device
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        torch.manual_seed(derived_seed(f"start {seed} {first}"))  # for loaders read before the first step
         batches = source.epoch(first // source.per_epoch, first % source.per_epoch)
         for stretch in recipe.stretches(source.per_epoch, limit, first):
             model.train()
@@ -104,14 +105,11 @@ def train(
                 batches = source.epoch(stretch.epoch, 0)
                 run.begin(stretch.epoch)
             for step in range(stretch.first, stretch.last):
-                x, y = (part.to(place) for part in next(batches))
                 for group in torch_optimizer.param_groups:
                     group["lr"] = recipe.learning_rate(step, source.per_epoch)
+                x, y = next(batches)
                 torch.manual_seed(derived_seed(f"step {seed} {step}"))
-                torch_optimizer.zero_grad(set_to_none=True)
-                with run.ranked():
-                    loss_value(model(x), y, recipe.loss).backward()
-                torch_optimizer.step()
+                _step(model, torch_optimizer, (x.to(place), y.to(place)), recipe.loss, run)
                 if on_step is not None:
                     on_step(step + 1)
             if stretch.last == limit:
@@ -122,11 +120,22 @@ def train(
                 result.steps.append(stretch.last)
                 result.curve.append(found[0])
                 result.validation.extend(found[1:])
-    found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
-    found_scores = {name: value.cpu() for name, value in run.scores.items()}
-    last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
+        found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
+        found_scores = {name: value.cpu() for name, value in run.scores.items()}
+        last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
     state = _state(torch_optimizer, trained)
     return replace(result, metrics=last, optimizer=state, scores=found_scores, masks=found_masks)
+
+
+def _step(
+    model: nn.Module, optimizer: Optimizer, batch: Pair, loss: str, run: ScoredTraining | _WeightTraining
+) -> None:
+    """One step of the optimizer on a batch."""
+    x, y = batch
+    optimizer.zero_grad(set_to_none=True)
+    with run.ranked():
+        loss_value(model(x), y, loss).backward()
+    optimizer.step()
 
 
 class _WeightTraining:

@@ -8,13 +8,15 @@ from torch import nn
 
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.check import check_ticket, retrain
-from lotterykit.experiments.find import find_ticket, resolve
+from lotterykit.experiments.find import find_ticket
 from lotterykit.experiments.judge import judge
 from lotterykit.experiments.narrow import narrowed
+from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.ticket import Ticket
 from lotterykit.nn import mlp, network
 from lotterykit.training import train
+from lotterykit.training.recipe import Split
 
 FIELDS = {"data": "digits", "validation": 100, "steps": 150, "density": 0.1}
 
@@ -55,7 +57,42 @@ def test_inversion_is_another_search():
     assert found.results["invert"][4]["accuracy"] == inverted.results["accuracy"]
 
 
+def test_a_ticket_that_was_trained_again_is_still_the_searchs(ticket):
+    """It keeps the rewind points, goes back to the same one, and says what was another."""
+    again = retrain(ticket, seed=2, data="digits", lr=1e-3)
+    assert list(again.snapshots) == ["init", "20it", "final"]
+    assert again.results["point"] == "20it"
+    assert again.recipe["retrained"] == {"start": "20it", "seed": 2, "data": "digits", "lr": 1e-3}
+    assert retrain(again).results["loss"] == ticket.results["loss"]
+    assert retrain(again).digest() != ticket.digest()
+    with pytest.raises(ArgumentError, match="'20it' stands at step 20: steps must be more, got 20"):
+        retrain(ticket, steps=20)
+    with pytest.raises(ArgumentError, match="unknown data set 'diggits'; did you mean 'digits'"):
+        retrain(ticket, data="diggits")
+    with pytest.raises(ArgumentError, match="unknown key 'stepz'; did you mean 'steps'"):
+        retrain(ticket, stepz=3)
+
+
+def test_networks_of_ones_own_are_checked():
+    x, y = torch.randn(90, 6), torch.randint(3, (90,))
+    data = Split(x[:80], y[:80], x[80:], y[80:])
+
+    def build(seed):
+        return mlp([6, 20, 3], seed=seed)
+
+    spec = SearchSpec(method="snip", density=0.3, net="mine", recipe="p4/lenet", steps=20, samples=5)
+    ticket = find_ticket(spec, build=build, data=data)
+    found = ticket.check("shuffle", "reinit", "random", "invert", seeds=2, build=build, data=data)
+    assert list(found.results) == ["ticket", "shuffle", "reinit", "random", "invert"]
+    inverted = find_ticket(spec.model_copy(update={"invert": True}), build=build, data=data)
+    back = inverted.check("invert", seeds=[0], build=build, data=data)
+    assert back.results["invert"][0]["loss"] == ticket.results["loss"]
+
+
 def test_refusals(ticket):
+    for kinds in (("shuffle",), ("invert",)):
+        with pytest.raises(ArgumentError, match=f"none of the controls {kinds[0]} takes scale"):
+            ticket.check(*kinds, scale=1.0)
     with pytest.raises(ArgumentError, match="unknown control 'shufle'; did you mean 'shuffle'"):
         ticket.check("shufle")
     with pytest.raises(ArgumentError, match="invert is for random, magnitude"):
@@ -94,6 +131,38 @@ def test_a_verdict_trains_every_arm_at_every_rate(method):
     if method == "snip":  # its dense network is trained on its own, imp's is the first level
         dense = find_ticket(SearchSpec(method="imp", seed=1, lr=1e-5, **fields)).results["levels"][0]
         assert judged.rows["dense"][1e-5][1]["accuracy"] == dense["accuracy"]
+
+
+def test_a_verdict_is_refused_before_it_trains(monkeypatch):
+    def work(*given, **more):
+        raise AssertionError("nothing may be trained")
+
+    monkeypatch.setattr("lotterykit.experiments.judge.run_together", work)
+    fields = FIELDS | {"method": "magnitude"}
+    for spec, rates, message in (
+        (SearchSpec(**fields, net="resnet-20"), [1e-3, 1e-2], "residual networks have no single width"),
+        (SearchSpec(**fields), [0.0, 1e-2], "learning rates must be finite numbers above 0, got 0.0"),
+        (SearchSpec(**fields), [1e-2, float("inf")], "learning rates must be finite numbers above 0"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            judge(spec, rates)
+    monkeypatch.setattr("lotterykit.experiments.judge.SIMILAR", {"mnist": 0.005})
+    with pytest.raises(ArgumentError, match="unknown data set 'digits'"):
+        judge(SearchSpec(**fields), [1e-3, 1e-2])
+
+
+def test_a_verdict_on_close_rates_and_tickets_of_different_densities(tmp_path):
+    """GEM-MINER(0) finds its density: the densest ticket decides. Rates that agree in six digits are two."""
+    spec = SearchSpec(method="gem-miner", density=0.0, data="digits", validation=0, steps=10, score_epochs=1,
+                      score_lr=0.0)  # fmt: skip
+    before = torch.random.get_rng_state()
+    rates = [1e-3, 1.0000001e-3]
+    judged = judge(spec, rates, folder=tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(len(judged.rows[arm][lr]) == 3 for arm in judged.rows for lr in rates)
+    densities = [ticket.density() for ticket in judged.tickets.values()]
+    assert min(densities) < max(densities) == judged.density
+    assert {f.name for f in tmp_path.iterdir()} > {"0.001-0", "0.0010000001-0", "small-dense-0.001-2"}
 
 
 def test_narrowed_networks():

@@ -5,16 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
-from lotterykit.experiments.find import OF_NETWORK, find_ticket, prune_ticket, resolve
+from lotterykit.experiments.find import find_ticket, prune_ticket
 from lotterykit.experiments.recipes import RECIPES
+from lotterykit.experiments.resolved import OF_NETWORK, resolve
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
+from lotterykit.experiments.verdict import SIMILAR, SUFFICIENT_EPOCHS
 from lotterykit.nn import mlp
 from lotterykit.nn.models import NETWORKS
 from lotterykit.pruning import prune_
 from lotterykit.training.recipe import Split, batch_order
+from lotterykit.training.source import Loaders
 
 DIGITS = {"data": "digits", "validation": 100, "steps": 80}
 
@@ -81,6 +85,23 @@ def test_own_networks_data_and_values():
         find_ticket(spec.model_copy(update={"recipe": None}), build=lambda seed: mlp([6, 20, 2]), data=data)
 
 
+def test_collapse_stands_in_the_result():
+    found = {
+        density: find_ticket(SearchSpec(method="random", density=density, **DIGITS)).results
+        for density in (0.5, 4e-4, 1e-9)
+    }
+    assert (found[0.5]["empty_layers"], found[0.5]["no_live_path"]) == ([], False)
+    assert found[4e-4]["no_live_path"] is True  # 20 weights at random
+    assert found[1e-9]["empty_layers"] == ["1.weight", "3.weight", "5.weight"]
+
+
+def test_every_data_set_has_its_threshold():
+    assert set(lk.data.DATASETS) <= set(SIMILAR)
+    for name, spelt in (("cifar10", "cifar-10"), ("cifar100", "cifar-100")):
+        assert SIMILAR[name] == SIMILAR[spelt]
+        assert SUFFICIENT_EPOCHS[name] == SUFFICIENT_EPOCHS[spelt] == 160
+
+
 def test_every_network_has_a_recipe():
     assert set(OF_NETWORK) == set(NETWORKS)
     assert set(OF_NETWORK.values()) <= set(RECIPES)
@@ -94,6 +115,10 @@ def test_fewer_steps_shrink_the_schedule():
     assert one.recipe.warmup == 200
     full = resolve({"": spec.model_copy(update={"steps": None})})[""]
     assert full.recipe.milestones == (20_000, 25_000)
+    epochs = spec.model_copy(update={"net": "resnet-20-padded", "steps": 160})  # of the recipe's 150 epochs
+    assert resolve({"": epochs})[""].recipe.milestones == (round(160 * 80 / 150), round(160 * 120 / 150))
+    rates = [resolve({"": epochs})[""].recipe.learning_rate(step, 15) for step in (0, 84, 85, 127, 128)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])
     changed = resolve({"": spec.model_copy(update={"lr": 0.5, "weight_decay": 0.25, "batch_size": 7})})[""]
     assert (changed.recipe.lr, changed.recipe.weight_decay, changed.recipe.batch_size) == (0.5, 0.25, 7)
 
@@ -107,6 +132,7 @@ def test_fewer_steps_shrink_the_schedule():
         ({"net": "lenett"}, "unknown network 'lenett'; did you mean 'lenet'"),
         ({"data": "mnits"}, "unknown data set 'mnits'; did you mean 'mnist'"),
         ({"recipe": "p5/lenet"}, "unknown recipe"),
+        ({"recipe": "p3/resnet-18-imagenet"}, "is for resnet-18 on imagenet, not for lenet: one for it is"),
         ({"rewind": "5"}, 'rewind must be "init", "<k>it" or "<k>ep"'),
         ({"rewind": "100it"}, "rewind must be a step in"),
         ({"rounds": 3}, "rounds is for random, magnitude"),
@@ -125,6 +151,79 @@ def test_refusals(fields, message):
     with pytest.raises(ArgumentError, match=message) as caught:
         find_ticket(SearchSpec(**({"method": "imp", "density": 0.2} | DIGITS | fields)))
     assert "\n" not in str(caught.value)
+
+
+def conv(seed):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def images(count: int = 220) -> Split:
+    x, y = torch.randn(count, 1, 8, 8), torch.arange(count) % 10
+    return Split(x[:200], y[:200], x[200:], y[200:])
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("imp", lambda d: d._replace(y_train=d.y_train + 5), r"must lie in \[0, 10\), got 5 to 14"),
+        ("imp", lambda d: d._replace(y_train=d.y_train - 3), r"must lie in \[0, 10\), got -3 to 6"),
+        ("imp", lambda d: d._replace(y_test=d.y_test + 90), r"must lie in \[0, 10\), got 90 to 99"),
+        ("imp", lambda d: d._replace(y_train=d.y_train.int()), "must be int64, got torch.int32"),
+        ("snip", lambda d: d._replace(y_train=d.y_train[:9]), "as many inputs as targets, got 200 and 9"),
+        ("imp", lambda d: d._replace(x_train=d.x_train[:0], y_train=d.y_train[:0]), "got 0 and 0"),
+        ("imp", lambda d: d[:3], "four tensors x_train, y_train, x_test, y_test, got tuple of 3"),
+        ("imp", lambda d: "digits", "four tensors x_train, y_train, x_test, y_test, got str"),
+    ],
+)
+def test_data_of_ones_own_that_do_not_fit(method, change, message):
+    spec = SearchSpec(method=method, density=0.3, net="mine", recipe="p4/lenet", steps=4)
+    with pytest.raises(ArgumentError, match=message):
+        find_ticket(spec, build=conv, data=change(images()))
+
+
+def test_data_of_ones_own():
+    """A plain tuple will do; a class without examples stops only those who ask for some of each."""
+    data = images()
+    fields = {"density": 0.3, "net": "mine", "recipe": "p4/lenet", "steps": 4}
+    found = find_ticket(SearchSpec(method="imp", **fields), build=conv, data=tuple(data))
+    assert found.digest() == find_ticket(SearchSpec(method="imp", **fields), build=conv, data=data).digest()
+    lacking = data._replace(y_train=torch.where(data.y_train == 3, 4, data.y_train))
+    for method in ("synflow", "magnitude", "random"):
+        ticket = prune_ticket(SearchSpec(method=method, **fields), build=conv, data=lacking)
+        whole = prune_ticket(SearchSpec(method=method, **fields), build=conv, data=data)
+        assert all(torch.equal(ticket.masks[name], mask) for name, mask in whole.masks.items())
+    with pytest.raises(ArgumentError, match="class 3 has 0 training examples, samples asks for 10"):
+        prune_ticket(SearchSpec(method="snip", **fields), build=conv, data=lacking)
+    with pytest.raises(ArgumentError, match="validation goes with data="):
+        find_ticket(SearchSpec(method="imp", density=0.3, **DIGITS), validation=(data.x_test, data.y_test))
+
+
+@pytest.mark.parametrize("method", ["imp", "snip", "gem-miner"])
+def test_searches_neither_read_nor_move_torchs_generator(method):
+    """Neither does a loader that shuffles, nor a module that initialises itself as torch does."""
+    data = images()
+    loaders = Loaders(
+        DataLoader(TensorDataset(data.x_train, data.y_train), 20, shuffle=True),
+        DataLoader(TensorDataset(data.x_test, data.y_test), 20, shuffle=True),
+    )
+
+    def build(seed):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+    more = {"score_epochs": 6} if method == "gem-miner" else {}
+    spec = SearchSpec(method=method, density=0.3, net="mine", recipe="p4/lenet", steps=12, **more)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        found.append(find_ticket(spec, build=build, data=loaders))
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert found[0].digest() == found[1].digest()
+    other = find_ticket(spec.model_copy(update={"seed": 1}), build=build, data=loaders)
+    assert not torch.equal(other.snapshots["init"]["0.weight"], found[0].snapshots["init"]["0.weight"])
+    assert found[0].check("reinit", seeds=1, build=build, data=loaders).metric == "accuracy"
 
 
 def test_toml(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import random
 
@@ -14,6 +15,8 @@ from lotterykit.errors import ArgumentError
 from lotterykit.experiments.imp import IMP, level_counts, pruned
 from lotterykit.experiments.searches import run_together
 from lotterykit.experiments.setup import Setup
+from lotterykit.experiments.trainings import Trained
+from lotterykit.mask import Masks
 from lotterykit.nn import mlp
 from lotterykit.training.recipe import Recipe, Split, batch_order
 
@@ -114,7 +117,7 @@ def test_levels_are_reported_with_costs_and_collapse():
     )[""]
     levels = ticket.results["levels"]
     assert seen == [(row["level"], row["density"]) for row in levels]
-    assert [row["epochs"] for row in levels] == [3.0 * (n + 1) for n in range(len(levels))]
+    assert [row["epochs"] for row in levels] == [3.0 * n for n in range(len(levels))]
     assert levels[0]["density"] == 1.0
     assert levels[-1]["density"] == ticket.density() == 104 / 207
     assert all(row["stop_step"] in (8, 16, 24) and row["empty_layers"] == [] for row in levels)
@@ -167,7 +170,7 @@ def test_refusals():
         ("a are never pruned", {"fractions": {"a": 0.0}}),
         (r"prune fraction of 'a' must lie in \[0, 1\), got 1.0", {"fractions": {"a": 1.0}}),
         ("density is kept", {"density": 0.0}),
-        ("rewind must be a step", {"rewind": 25}),
+        ("rewind must be a step", {"rewind": 24}),
         ("rewind must be a step", {"rewind": 0.5}),
         ("after", {"after": "resume"}),
         ("scope", {"scope": "layer"}),
@@ -176,3 +179,64 @@ def test_refusals():
         given = {"fractions": {"a": 0.2}, "density": 0.5} | arguments
         with pytest.raises(ArgumentError, match=message):
             next(IMP(RECIPE, per_epoch=8, steps=STEPS, **given).search(state))
+
+
+@pytest.mark.parametrize(
+    ("after", "rewind", "epochs"),
+    [("rewind", 0, 2850), ("rewind", 150, 2850 - 18), ("learning-rate", 0, 3000), ("fine-tune", 0, 3000),
+     ("continue", 0, 2850)],
+)  # fmt: skip
+def test_costs_are_those_of_rare_gems_table_1(after, rewind, epochs):
+    """19 levels of 150 epochs: what finding the ticket takes, without the training of what was found."""
+    state = {"a": torch.randn(10_000)}
+    imp = IMP(Recipe("mse"), {"a": 0.2}, 0.0145, 150, 150 * 150, after=after, rewind=rewind)
+    assert ended(imp.search(state)).results["epochs"] == epochs
+
+
+def ended(search):
+    """The ticket of a search whose trainings change no weight."""
+    asked = next(search)
+    while True:
+        try:
+            asked = search.send(Trained(dict(asked.state), {"loss": 1.0}, asked.masks))
+        except StopIteration as end:
+            return end.value
+
+
+def test_tensors_ranked_together_are_counted_together():
+    """Each level drops the share of their sum: rounding in each would leave two of every small tensor."""
+    state = {str(i): torch.randn(3) for i in range(40)} | {"head": torch.randn(7)}
+    fractions = dict.fromkeys(state, 0.2) | {"head": 0.0}
+    levels = []
+    imp = IMP(Recipe("mse"), fractions, 20 / 127, 8, STEPS, scope="global")
+    ticket = ended(imp.search(state, on_level=lambda n, t: levels.append(t.masks.counts())))
+    kept = [sum(k for name, (k, _) in counts.items() if name != "head") for counts in levels]
+    assert kept[-1] == 20 - 7
+    for before, after in itertools.pairwise(kept[:-1]):
+        assert after == round(0.8 * before)
+    assert ticket.masks["head"].all()
+    magnitudes = torch.cat([state[str(i)].abs() for i in range(40)])
+    assert {float(v) for v in magnitudes.sort(descending=True).values[:13]} == {
+        float(v) for i in range(40) for v in state[str(i)].abs()[ticket.masks[str(i)]]
+    }
+
+
+def test_a_training_that_diverged_is_told_apart():
+    """Metrics without a number are None in the ticket; weights without one cannot be ranked."""
+    nan = float("nan")
+    state = {"a": torch.ones(4)}
+    masks = Masks({"a": torch.ones(4, dtype=torch.bool)})
+    search = IMP(Recipe("mse"), {"a": 0.5}, 0.5, 8, STEPS, seed=2**63 - 1).search(state)
+    next(search)
+    search.send(
+        Trained(state, {"loss": float("inf"), "mse": nan}, masks, [{"loss": nan}], [8], [{"loss": nan}])
+    )
+    with pytest.raises(StopIteration) as end:
+        search.send(Trained(state, {"loss": nan}, masks))
+    levels = end.value.value.results["levels"]
+    assert (levels[0]["loss"], levels[0]["mse"], levels[1]["loss"]) == (None, None, None)
+    assert levels[0]["stop_validation"] == {"loss": None}
+    search = IMP(Recipe("mse"), {"a": 0.5}, 0.5, 8, STEPS).search(state)
+    next(search)
+    with pytest.raises(ArgumentError, match="the training diverged, a hold NaN"):
+        search.send(Trained({"a": torch.tensor([1.0, nan, 2.0, 3.0])}, {"loss": nan}, masks))

@@ -220,7 +220,7 @@ def test_a_run_that_was_stopped_ends_bitwise_like_one_that_was_not(result, data,
     )
     assert not begun
     assert digests(last) == digests(result)
-    with pytest.raises(ArgumentError, match="is of another search, other settings"):
+    with pytest.raises(ArgumentError, match="is of another search, other data, other settings"):
         plant_back(PlantBack(**SMALL | {"gain": 0.5}), build=narrow_vgg, data=data, folder=tmp_path)
 
 
@@ -316,7 +316,7 @@ def test_the_defaults_are_the_papers():
         ({"net": "vgg-61", "data": "digits"}, "unknown network 'vgg-61'"),
         ({"data": "cfiar10"}, "unknown data set 'cfiar10'; did you mean 'cifar10'"),
         ({"data": "digits"}, "images must be at least 16 pixels high and wide"),
-        ({"net": "resnet-20", "data": "digits"}, "batch-norm"),
+        ({"net": "resnet-20", "recipe": "p4/resnet-18", "data": "digits"}, "must be an nn.Sequential chain"),
     ],
 )
 def test_refusals(fields, message):

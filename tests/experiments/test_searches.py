@@ -9,6 +9,8 @@ import sys
 import time
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -131,9 +133,15 @@ def test_searches_together_are_those_alone():
 
 def test_the_journal_of_another_search_is_refused(tmp_path):
     find_ticket(spec_of("snip"), folder=tmp_path)
-    with pytest.raises(ArgumentError, match=r"001\.safetensors is of another search, other settings"):
+    with pytest.raises(ArgumentError, match=r"001\.safetensors is of another search, other data"):
         find_ticket(spec_of("snip", seed=1), folder=tmp_path)
-    (tmp_path / "snip" / "001.safetensors").write_bytes(b"half a file")
+    first = tmp_path / "snip" / "001.safetensors"
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(bytes(data))
+    with pytest.raises(ArgumentError, match=r"001\.safetensors is damaged"):
+        find_ticket(spec_of("snip"), folder=tmp_path)
+    first.write_bytes(b"half a file")
     with pytest.raises(ArgumentError, match="is no training that could be gone on with"):
         find_ticket(spec_of("snip"), folder=tmp_path)
     (tmp_path / "file").write_text("")
@@ -200,3 +208,44 @@ def test_an_identity_names_all_that_a_training_depends_on():
     ]
     assert len({t.identity() for t in [base, *others]}) == 7
     assert Training(dict(state), masks, Recipe("mse")).identity() == base.identity()
+
+
+def test_the_journal_of_other_data_is_refused(tmp_path):
+    """Shapes, seeds and recipes are alike: only the images, the labels or the layers differ."""
+    x, y = torch.randn(60, 6), torch.randint(3, (60,))
+    held = x[50:] + 1, y[50:]
+    network = mlp([6, 9, 3])
+    imp = IMP(Recipe("cross_entropy", epochs=2), {"0.weight": 0.5, "2.weight": 0.5}, 0.5, 2, 4)
+
+    def run(x=x, y=y, held=held, build=lambda: mlp([6, 9, 3]), augment=None):
+        setup = Setup(build, Split(x[:50], y[:50], x[50:], y[50:]), held, augment)
+        return run_together({"a": imp.search(dict(network.state_dict()))}, setup, folder=tmp_path)["a"]
+
+    def other():
+        return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+
+    first = run()
+    assert run().digest() == first.digest()
+    for changed in (
+        {"x": x * 2},
+        {"y": (y + 1) % 3},
+        {"held": (x[50:], y[50:])},
+        {"held": None},
+        {"build": other},
+        {"augment": lambda x, seed, step: x},
+    ):
+        with pytest.raises(ArgumentError, match=r"001\.safetensors is of another search, other data"):
+            run(**changed)
+
+
+def test_a_journal_that_does_not_name_its_data_is_gone_on_with(tmp_path):
+    first = find_ticket(spec_of("snip"), folder=tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert len(metadata.pop("setup")) == len(metadata.pop("digest")) == 32
+        safetensors.torch.save_file(tensors, path, metadata)
+    begun: list[str] = []
+    again = find_ticket(spec_of("snip"), folder=tmp_path, progress=lambda name, *_: begun.append(name))
+    assert again.digest() == first.digest()
+    assert begun == []

@@ -262,7 +262,7 @@ def test_plain_json_and_lines() -> None:
         ({}, {"epochs": 0}, "epochs must be a finite number above 0, got 0"),
         ({}, {"epochs": math.inf}, "epochs must be a finite number above 0, got inf"),
         ({}, {"sufficient_epochs": -1}, "sufficient_epochs must be a finite number above 0, got -1"),
-        ({}, {"data": "cifar10"}, "unknown data set 'cifar10'; did you mean 'cifar-10'"),
+        ({}, {"data": "cifr-10"}, "unknown data set 'cifr-10'; did you mean 'cifar-10'"),
         ({}, {"data": None}, "verdict needs data= or similar="),
         ({}, {"similar": "1 %"}, r"similar must be a number in \(0, 1\], got '1 %'"),
         ({}, {"similar": 0.0}, r"similar must be a number in \(0, 1\], got 0.0"),
