@@ -78,6 +78,11 @@ def check_ticket(
     if not numbers:
         raise ArgumentError("seeds must be at least one")
     valid = (*CONTROLS, INVERT, SMART_RATIO)
+    if INVERT in kinds and "score" in ticket.recipe:
+        raise ArgumentError(
+            f"the ticket was found by scores of your own, {ticket.recipe['score']}: search again with "
+            "invert=True"
+        )
     if unknown := [kind for kind in kinds if kind not in valid]:
         raise unknown_name("control", unknown[0], valid)
     takes = {CONTROLS[kind].option for kind in kinds if kind in CONTROLS}

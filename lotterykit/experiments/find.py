@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,7 @@ from lotterykit.experiments.search_spec import SCORED, SearchSpec
 from lotterykit.experiments.searches import run_together
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training
+from lotterykit.pruning.scores import ScoreFn
 from lotterykit.training.recipe import Split
 from lotterykit.training.source import Loaders, Pair
 
@@ -23,6 +25,7 @@ def find_ticket(
     build: Callable[[int], nn.Module] | None = None,
     data: Split | Loaders | None = None,
     validation: Pair | None = None,
+    score: ScoreFn | None = None,
     folder: Path | None = None,
     progress: Callable[[str, int, Training], None] | None = None,
 ) -> Ticket:
@@ -30,15 +33,23 @@ def find_ticket(
 
     The network and the data are those that `spec` names. `build(seed)` gives any other module with Linear
     and Conv layers, at its init, and may draw from torch's generator, which stands at the seed; `data` other
-    data, tensors or loaders, with `validation` for early stopping (loaders bring their own). `folder`: a
+    data, tensors or loaders, with `validation` for early stopping (loaders bring their own). `score(model,
+    batches, loss_fn) -> {name: scores}` scores in place of `spec.method`, which must be a score's; all other
+    settings of the spec hold. `folder`: a
     journal from which a search that was interrupted goes on, bitwise; of loaders from the start of an epoch,
     of score trainings from their start. `progress(name, number, training)` is called before each training.
     Raises `ArgumentError`.
 
     >>> find_ticket(SearchSpec(method="imp", density=0.1, data="digits", steps=200))  # doctest: +SKIP
     """
-    return find_tickets({spec.method: spec}, build=build, data=data, validation=validation, folder=folder,
-                        progress=progress)[spec.method]  # fmt: skip
+    one = resolve({"": spec}, build=build, data=data, validation=validation)[""]
+    if score is not None:
+        if spec.method not in SCORED:
+            raise ArgumentError(
+                f"score stands in for a method that scores, one of {', '.join(SCORED)}, got {spec.method!r}"
+            )
+        one = replace(one, score=score)
+    return run_together({spec.method: one.search()}, one.setup, folder=folder, progress=progress)[spec.method]
 
 
 def find_tickets(

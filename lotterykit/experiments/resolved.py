@@ -23,6 +23,7 @@ from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.ticket import Ticket
 from lotterykit.mask import Masks
 from lotterykit.nn.models import NETWORKS
+from lotterykit.pruning.scores import ScoreFn
 from lotterykit.training.recipe import Recipe, Split
 from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.source import Loaders, Pair, check_split, check_validation
@@ -44,7 +45,8 @@ EDGE_POPUP_DECAY = 5e-4  # Ramanujan et al. 2020; Rare Gems, Table 3
 
 @dataclass(frozen=True)
 class Resolved:
-    """A spec with its names looked up: what it trains, on what, how long; `named`: its network is of ours."""
+    """A spec with its names looked up: what it trains, on what, how long; `named`: its network is of ours;
+    `score`: scores in place of those of the spec's method."""
 
     spec: SearchSpec
     setup: Setup
@@ -53,6 +55,7 @@ class Resolved:
     steps: int
     state: dict[str, Tensor]
     named: bool
+    score: ScoreFn | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -103,9 +106,19 @@ class Resolved:
         spec = self.spec
         options = {"scope": spec.scope, "invert": spec.invert, "allocation": spec.allocation}
         return AtInit(
-            spec.method, spec.density, self.recipe, self.setup, self.steps, spec.shots, spec.shot_epochs,
-            spec.reset, spec.rounds, spec.samples, spec.seed, options,
-        )  # fmt: skip
+            self.score or spec.method,
+            spec.density,
+            self.recipe,
+            self.setup,
+            self.steps,
+            spec.shots,
+            spec.shot_epochs,
+            spec.reset,
+            spec.rounds,
+            spec.samples,
+            spec.seed,
+            options,
+        )
 
     def fractions(self) -> dict[str, float]:
         """The share of each weight's remaining entries that a level of imp prunes; what the recipe never
@@ -127,6 +140,8 @@ class Resolved:
         spec, paper = self.spec, self.paper
         told: dict[str, Any] = {"search": spec.set(), "steps": self.steps, "version": __version__}
         told["training"] = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.recipe).items()}
+        if self.score is not None:
+            told["score"] = getattr(self.score, "__qualname__", type(self.score).__name__)
         if self.named:
             known = DATASETS[spec.data]
             told |= {"network": spec.net, "input": list(known.shape), "classes": known.classes}

@@ -74,6 +74,25 @@ def test_pruning_at_init_is_that_of_prune_():
     assert different <= 0.002 * sum(mask.numel() for mask in masks.values())  # float32 of two engines
 
 
+def test_scores_of_ones_own(tmp_path):
+    """A callable that scores as magnitude does finds its ticket, in rounds and shots alike."""
+
+    def largest(model, batches, loss_fn):
+        assert sum(1 for _ in batches) == 1
+        return {name: p.detach().abs() for name, p in model.named_parameters() if name.endswith("weight")}
+
+    fields = {"density": 0.1, "shots": 2, "shot_epochs": 1, **DIGITS}
+    own = find_ticket(SearchSpec(method="snip", **fields), score=largest, folder=tmp_path)
+    named = find_ticket(SearchSpec(method="magnitude", **fields))
+    assert all(torch.equal(own.masks[name], named.masks[name]) for name in named.masks)
+    assert own.recipe["score"].endswith("largest")
+    assert own.results["accuracy"] == named.results["accuracy"]
+    with pytest.raises(ArgumentError, match="found by scores of your own"):
+        own.check("invert")
+    with pytest.raises(ArgumentError, match="score stands in for a method that scores, one of random"):
+        find_ticket(SearchSpec(method="imp", density=0.1, **DIGITS), score=largest)
+
+
 def test_own_networks_data_and_values():
     x, y = torch.randn(120, 6), torch.randn(120, 2)
     data = Split(x[:100], y[:100], x[100:], y[100:])
