@@ -140,7 +140,7 @@ def verdicts(options: argparse.Namespace) -> Iterable[Row]:
 
 def conv(options: argparse.Namespace) -> Iterable[Row]:
     """Conv-2, rewound to its init, far fewer iterations than the paper's 20,000."""
-    spec = SearchSpec(method="imp", net="conv-2", density=0.2, steps=600, prune_fraction=0.4)
+    spec = SearchSpec(method="imp", net="conv-2", density=0.2, steps=300, prune_fraction=0.6)
     one = resolve({"conv-2": spec})["conv-2"]
     search = {"conv-2": one.search()}
     ticket = run_together(search, one.setup, folder=options.folder, progress=tell)["conv-2"]
