@@ -45,7 +45,7 @@ COLUMNS = (
     "stop_loss", "untrained", "epochs",
 )  # fmt: skip
 EPOCH = 430  # steps of score training, batches of 128 of 55,000 images
-TRAINED = {"steps": 0}  # by all that was not in the journal
+TRAINED = {"steps": 0}  # of what the journal did not have whole
 Row = dict[str, Any]
 
 
@@ -192,7 +192,7 @@ def main() -> None:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
-        print(f"{stage}: {len(rows)} rows, {steps} steps of training in {seconds:.0f} s", flush=True)
+        print(f"{stage}: {len(rows)} rows, at most {steps} steps in {seconds:.0f} s", flush=True)
     print(f"a step of dense eager training: {eager_step() * 1e3:.2f} ms on {options.threads} threads")
 
 
