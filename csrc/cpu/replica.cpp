@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "../tie_order.h"
 #include "x86.h"
@@ -207,6 +208,9 @@ struct Compaction {
           layer.fed_by_constants |= !to_constant;
         }
     }
+    layer.outward = layer.edges;
+    std::stable_sort(layer.outward.begin(), layer.outward.end(),
+                     [](const ConstantEdge& a, const ConstantEdge& b) { return a.from < b.from; });
     align();
     layer.constant_biases = int64_t(net.origin.size());
     for (const int32_t o : neurons.constant[l + 1]) append(net.full.biases[l] + o);
@@ -327,7 +331,6 @@ void prepare(const Replica<T>& net, Workspace<T>& work) {
   work.biases.grow(biases);
   work.constants.grow(work.constant_at[depth + 1]), work.constant_deltas.grow(work.constant_at[depth + 1]);
   work.turned.grow(turned);
-  std::fill_n(work.turned.get(), turned, T(0));  // the padding of another replica's rows
 }
 
 }  // namespace

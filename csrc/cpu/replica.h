@@ -68,7 +68,7 @@ struct LiveLayer {
   int64_t constants;                         // neurons here that no input reaches
   std::vector<int32_t> row_offsets, rows, columns;         // CSR and the row of each place
   std::vector<int32_t> column_offsets, turned_rows, order;  // its transpose; order: place in CSR
-  std::vector<ConstantEdge> edges;                         // from the constant neurons below
+  std::vector<ConstantEdge> edges, outward;  // from the constant neurons below: by what they reach, by neuron
   bool fed_by_constants;                                   // whether an edge leads to a live neuron
 };
 

@@ -23,9 +23,7 @@ LK_TARGET inline void store(T* p, V<T> v) {
 }
 template <typename T>
 LK_TARGET inline V<T> splat(T a) {
-  V<T> v;
-  for (int i = 0; i < Vectors<T>::width; ++i) v[i] = a;
-  return v;
+  return a - V<T>{};  // one broadcast; filling lane by lane, gcc 12 inserts each lane by itself
 }
 
 // max(0, x) that hands NaN on; d where x > 0 or NaN, else 0; the square root.
@@ -209,6 +207,7 @@ LK_TARGET void slope_columns(const T* deltas, const T* turned, int64_t rows, int
   for (; r + height <= rows; r += height) \
     slope_tile<T, LANES, height, COLUMNS>(deltas + r * LANES, turned, stride, examples, add, g + r * stride);
   LK_ROWS(6)
+  LK_ROWS(4)
   LK_ROWS(2)
   LK_ROWS(1)
 #undef LK_ROWS
@@ -324,7 +323,8 @@ LK_TARGET void constants_forward(const Replica<T>& net, Workspace<T>& work) {
     if (layer.fed_by_constants)
       for (int64_t o = 0; o < layer.out; ++o) biases[o] = net.values[layer.biases + o];
     for (int64_t j = 0; j < layer.constants; ++j) constants[j] = net.values[layer.constant_biases + j];
-    for (const ConstantEdge& e : layer.edges)
+    // Each sum takes its edges in the same order either way; by neuron, no addition waits for the one before.
+    for (const ConstantEdge& e : layer.outward)
       (e.to_constant ? constants : biases)[e.to] += net.values[e.at] * below[e.from];
     for (int64_t j = 0; j < layer.constants; ++j) constants[j] = constants[j] < 0 ? T(0) : constants[j];
   }
@@ -421,11 +421,43 @@ LK_TARGET void loss_slopes(const Replica<T>& net, const int64_t* order, int64_t 
       for (int64_t b = examples; b < LANES; ++b) deltas[o * LANES + b] = 0;
 }
 
-// Rows [rows][LANES] as [examples][stride]; the rest of each row stays 0.
+// The first and the second half of a and b, lane by lane in turn.
+template <typename Vector, size_t... I>
+LK_TARGET inline Vector interleaved(Vector a, Vector b, std::index_sequence<I...>) {
+  constexpr size_t width = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * width)...);
+}
+template <typename Vector, size_t... I>
+LK_TARGET inline Vector interleaved_after(Vector a, Vector b, std::index_sequence<I...>) {
+  constexpr size_t width = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I / 2 + (I % 2) * width + width / 2)...);
+}
+
+// Rows [rows][LANES] as [examples][stride]; the rest of each row is 0. Interleaving the halves of a square of
+// vectors log2(width) times transposes it.
 template <typename T, int LANES>
 LK_TARGET void turn(const T* x, int64_t rows, int64_t stride, int64_t examples, T* out) {
-  for (int64_t b = 0; b < examples; ++b)
-    for (int64_t i = 0; i < rows; ++i) out[b * stride + i] = x[i * LANES + b];
+  constexpr int width = Vectors<T>::width;
+  constexpr auto lanes = std::make_index_sequence<width>();
+  for (int64_t i = 0; i < stride; i += width)
+    for (int64_t b = 0; b < examples; b += width) {
+      V<T> here[width], next[width];
+#pragma GCC unroll 16
+      for (int r = 0; r < width; ++r) here[r] = i + r < rows ? load(x + (i + r) * LANES + b) : V<T>{};
+#pragma GCC unroll 4
+      for (int half = 1; half < width; half *= 2) {
+#pragma GCC unroll 8
+        for (int r = 0; r < width / 2; ++r) {
+          next[2 * r] = interleaved(here[r], here[r + width / 2], lanes);
+          next[2 * r + 1] = interleaved_after(here[r], here[r + width / 2], lanes);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < width; ++r) here[r] = next[r];
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < width; ++r)
+        if (b + r < examples) store(out + (b + r) * stride + i, here[r]);
+    }
 }
 
 template <typename T, int LANES>

@@ -154,7 +154,7 @@ FlowStatus Flow<T>::drop(const FlowCount& count, Guess& guess, Watch& watch) {
       for (int64_t from = 0; from < int64_t(scores.size()); from += piece) {
         const int64_t n = std::min<int64_t>(piece, int64_t(scores.size()) - from);
         if (int64_t(between_.size()) < found + n) between_.resize(size_t(2 * found + n));
-        found += flow_between(scores.data() + from, n, low, above, between_.data() + found, &below);
+        found += flow_between(scores.data() + from, n, low, above, between_.data() + found, &below, isa_);
         watch.tick();
         if (watch.stopped()) return FlowStatus::interrupted;
       }

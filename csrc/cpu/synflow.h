@@ -109,6 +109,6 @@ template <typename T>
 void flow_close_up(FlowLayer<T>& layer, float least, Isa isa);
 // Copies those of n scores that are at least `low` and less than `above` to `out`, which has room for n; returns
 // how many, and adds the number of those less than `low` to `below`.
-int64_t flow_between(const float* scores, int64_t n, float low, float above, float* out, int64_t* below);
+int64_t flow_between(const float* scores, int64_t n, float low, float above, float* out, int64_t* below, Isa isa);
 
 }  // namespace lotterykit
