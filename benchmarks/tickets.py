@@ -140,15 +140,25 @@ def verdicts(options: argparse.Namespace) -> Iterable[Row]:
 
 def conv(options: argparse.Namespace) -> Iterable[Row]:
     """Conv-2, rewound to its init, far fewer iterations than the paper's 20,000."""
-    spec = SearchSpec(method="imp", net="conv-2", density=0.2, steps=300, prune_fraction=0.6)
-    one = resolve({"conv-2": spec})["conv-2"]
-    search = {"conv-2": one.search()}
-    ticket = run_together(search, one.setup, folder=options.folder, progress=tell)["conv-2"]
-    for found in ticket.results["levels"]:
-        yield row_of(found, method="imp", control="ticket", seed=0)
-    again = {"reinit-conv-2": trained(control(ticket, "reinit", seed=0), one, INIT, 0)}
-    done = run_together(again, one.setup, folder=options.folder, progress=tell)["reinit-conv-2"]
-    yield row_of(done.results, method="imp", control="reinit", seed=0)
+    base = SearchSpec(method="imp", net="conv-2", density=0.2, steps=options.conv_steps, prune_fraction=0.6)
+    specs = {f"conv-2-{seed}": base.model_copy(update={"seed": seed}) for seed in range(options.seeds)}
+    resolved = resolve(specs)
+    setup = next(iter(resolved.values())).setup
+    searches = {name: one.search() for name, one in resolved.items()}
+    tickets = run_together(searches, setup, folder=options.folder, progress=tell)
+    for name, ticket in tickets.items():
+        for found in ticket.results["levels"]:
+            yield row_of(found, method="imp", control="ticket", seed=specs[name].seed)
+    every = {
+        f"{kind}-{name}": trained(
+            control(ticket, kind, seed=specs[name].seed), resolved[name], INIT, specs[name].seed
+        )
+        for kind in ("reinit", "shuffle")
+        for name, ticket in tickets.items()
+    }
+    for key, ticket in run_together(every, setup, folder=options.folder, progress=tell).items():
+        kind, _, name = key.partition("-")
+        yield row_of(ticket.results, method="imp", control=kind, seed=specs[name].seed)
 
 
 def eager_step(steps: int = 200) -> float:
@@ -174,6 +184,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", default=list(STAGES), help=", ".join(STAGES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--conv-steps", type=int, default=600)
     parser.add_argument("--score-epochs", type=int, default=20)
     parser.add_argument("--densities", type=numbers, default=".2,.1,.05,.02,.01,.005", help="of methods")
     parser.add_argument(

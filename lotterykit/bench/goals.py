@@ -148,7 +148,7 @@ _CONV = _ONE | {
     "shape": ([32, 64, 32, 64], [32, 128, 16, 128], [32, 512, 4, 512]),
 }
 _MASKED_CONV = ("dense-masked", "dense-masked-last")
-_STEPS = _ONE | {"shape": [[16, 100, 300]]}
+_STEPS = _ONE | {"shape": [[16, 100, 3000]]}
 _TOPK = _ONE | {"op": ["topk"]}
 
 CPU_GOALS: tuple[Goal, ...] = (
