@@ -79,7 +79,7 @@ def judge(
         every[f"reinit-{key}"] = trained(again, one, INIT, one.spec.seed)
         if "levels" not in found[key].results:
             full = Masks({name: torch.ones_like(mask) for name, mask in found[key].masks.items()})
-            every[f"dense-{key}"] = trained(Ticket(full, {INIT: one.state}), one, INIT, one.spec.seed)
+            every[f"dense-{key}"] = trained(Ticket(full, {INIT: one.dense_state()}), one, INIT, one.spec.seed)
     controls = run_together(every, setup, folder=folder, progress=progress)
     small = _small_dense(resolved, found, setup)
     thin = run_together(small[1], small[0], folder=folder, progress=progress)

@@ -106,9 +106,15 @@ class PaperRecipe:
         )
 
     def model(
-        self, *, input: Sequence[int] | None = None, classes: int | None = None, seed: int = 0
+        self,
+        *,
+        input: Sequence[int] | None = None,
+        classes: int | None = None,
+        seed: int = 0,
+        density: float = 1.0,
     ) -> nn.Module:
-        """The network with the paper's init, for the paper's task or for images and classes of another."""
+        """The network with the paper's init, for the paper's task or for images and classes of another;
+        `density` as in `network`."""
         task = TASKS[self.task]
         return network(
             self.network,
@@ -117,6 +123,7 @@ class PaperRecipe:
             init=self.init,
             seed=seed,
             dropout=self.dropout,
+            density=density,
         )
 
     def prune_fractions(self, model: nn.Module) -> dict[str, float]:

@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
+from lotterykit.experiments.controls import control
 from lotterykit.experiments.find import find_ticket, prune_ticket
+from lotterykit.experiments.named import OF_NETWORK
 from lotterykit.experiments.recipes import RECIPES
-from lotterykit.experiments.resolved import OF_NETWORK, resolve
+from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
 from lotterykit.experiments.verdict import SIMILAR, SUFFICIENT_EPOCHS
 from lotterykit.nn import mlp
@@ -243,6 +245,46 @@ def test_searches_neither_read_nor_move_torchs_generator(method):
     other = find_ticket(spec.model_copy(update={"seed": 1}), build=build, data=loaders)
     assert not torch.equal(other.snapshots["init"]["0.weight"], found[0].snapshots["init"]["0.weight"])
     assert found[0].check("reinit", seeds=1, build=build, data=loaders).metric == "accuracy"
+
+
+def test_scaled_init_divides_the_weights_by_the_root_of_the_density():
+    spec = SearchSpec(method="edge-popup", density=0.25, scaled_init=True, score_epochs=1, **DIGITS)
+    one = resolve({"": spec})[""]
+    plain = resolve({"": spec.model_copy(update={"scaled_init": False})})[""]
+    for name, tensor in one.state.items():
+        own = plain.state[name]
+        torch.testing.assert_close(tensor, own * 2 if name.endswith("weight") else own)
+        assert torch.equal(one.dense_state()[name], own)
+    ticket = find_ticket(spec)
+    assert ticket.recipe["init_density"] == 0.25
+    assert ticket.snapshots["init"]["1.weight"].abs().unique().tolist() == pytest.approx(
+        [2 * (2 / 64) ** 0.5]
+    )
+    again = control(ticket, "reinit", seed=3).snapshots["init"]["1.weight"]
+    assert again.abs().unique().tolist() == pytest.approx([2 * (2 / 64) ** 0.5])
+    assert "init_density" not in plain.told()
+    with pytest.raises(ArgumentError, match="scaled_init is for edge-popup only"):
+        SearchSpec(method="gem-miner", density=0.25, scaled_init=True)
+    with pytest.raises(ArgumentError, match="build says itself how it scales"):
+        find_ticket(spec.model_copy(update={"net": "mine", "recipe": "p4/lenet"}), build=conv, data=images())
+
+
+@pytest.mark.parametrize("validation", [None, 0, 100])
+def test_data_are_loaded_once(monkeypatch, validation):
+    calls = []
+
+    def load(name, **options):
+        calls.append(name)
+        return lk.data.load(name, **options)
+
+    monkeypatch.setattr("lotterykit.experiments.named.load", load)
+    spec = SearchSpec(method="imp", density=0.2, **(DIGITS | {"validation": validation}))
+    setup = resolve({"a": spec, "b": spec.model_copy(update={"seed": 1})})["a"].setup
+    assert calls == ["digits"]
+    examples = len(lk.data.load("digits").split[0])
+    held = examples // 6 if validation is None else validation
+    assert len(setup.data.x_train) == examples - held
+    assert (setup.validation is None) == (held == 0)
 
 
 def test_toml(tmp_path):
