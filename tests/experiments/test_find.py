@@ -14,6 +14,7 @@ from lotterykit.experiments.find import find_ticket, prune_ticket
 from lotterykit.experiments.named import OF_NETWORK
 from lotterykit.experiments.recipes import RECIPES
 from lotterykit.experiments.resolved import resolve
+from lotterykit.experiments.search_display import summary
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
 from lotterykit.experiments.verdict import SIMILAR, SUFFICIENT_EPOCHS
 from lotterykit.nn import mlp
@@ -104,6 +105,26 @@ def test_own_networks_data_and_values():
     assert "network" not in ticket.recipe
     with pytest.raises(ArgumentError, match="network 'mine' has no recipe of its own"):
         find_ticket(spec.model_copy(update={"recipe": None}), build=lambda seed: mlp([6, 20, 2]), data=data)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "epochs"),
+    [
+        *[(method, {}, 1) for method in ("snip", "grasp", "synflow", "prospr")],
+        *[(method, {}, 0) for method in ("random", "magnitude")],
+        ("random", {"allocation": "smart-ratio"}, 0),
+        ("snip", {"rounds": 5}, 1),
+        ("snip", {"shots": 3, "shot_epochs": 2}, 9),
+        ("magnitude", {"shots": 3, "shot_epochs": 2}, 6),
+        ("edge-popup", {"score_epochs": 3}, 3),
+        ("gem-miner", {"score_epochs": 6}, 6),
+    ],
+)
+def test_costs_are_those_of_rare_gems_table_1(method, more, epochs):
+    ticket = find_ticket(SearchSpec(method=method, density=0.2, **{**DIGITS, "steps": 5}, **more))
+    assert ticket.results["epochs"] == epochs
+    said = f"found in {epochs} epoch" if epochs == 1 else f"found in {epochs} epochs"
+    assert summary(SearchSpec(method=method, density=0.2), ticket)[-1].endswith(said)
 
 
 def test_collapse_stands_in_the_result():
