@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lotterykit.data.augment import flip_and_crop
 from lotterykit.data.images import DATASETS, load
 from lotterykit.errors import ArgumentError, unknown_name
-from lotterykit.experiments.recipes import PaperRecipe, paper_recipe
+from lotterykit.experiments.paper_recipe import PaperRecipe
+from lotterykit.experiments.recipes import paper_recipe
 from lotterykit.experiments.search_spec import SCORE_TRAINED, SearchSpec
 from lotterykit.experiments.setup import Setup
 from lotterykit.nn.models import NETWORKS

@@ -21,7 +21,7 @@ from lotterykit.experiments.named import (
     state_of,
     training_of,
 )
-from lotterykit.experiments.recipes import PaperRecipe
+from lotterykit.experiments.paper_recipe import PaperRecipe
 from lotterykit.experiments.score_search import ScoreSearch
 from lotterykit.experiments.search_spec import SCORE_TRAINED, SearchSpec
 from lotterykit.experiments.searches import Search
