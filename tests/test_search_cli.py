@@ -53,7 +53,9 @@ def test_find_train_and_check(folder, capsys):
 
 def test_find_from_toml_and_collapse(folder, capsys):
     (folder / "s.toml").write_text('method = "edge-popup"\ndensity = 0.2\nscore_epochs = 1\n')
-    assert invoke(["find", "s.toml", *SMALL, "--scope", "global", "--folder", "journal"]) == 0
+    command = ["find", "s.toml", *SMALL, "--scope", "global", "--scaled-init", "--folder", "journal"]
+    assert invoke(command) == 0
+    assert Ticket.load("ticket.safetensors").recipe["init_density"] == 0.2
     assert "untrained: " in capsys.readouterr().out
     assert (folder / "journal").is_dir()
     assert invoke(["find", "magnitude", "--invert", "--density", ".005", *SMALL]) == 0

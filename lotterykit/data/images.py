@@ -77,7 +77,7 @@ def load(
     name: str,
     root: str | os.PathLike[str] | None = None,
     *,
-    validation: int = 0,
+    validation: int | Callable[[int], int] = 0,
     seed: int = 0,
     flatten: bool = False,
     pixels: str = "standard",
@@ -87,8 +87,9 @@ def load(
     Looked for in `root`, in the folder of the environment variable LOTTERYKIT_DATA and in Debian's
     /usr/share/datasets, each time in torchvision's layout and in folders named as they are published.
     `validation` examples, drawn by `seed`, are taken out of the training data (P4: 5,000); the others keep
-    their order. `pixels`: "standard" (float32, mean 0 and deviation 1 in each channel of x_train; the test
-    and validation data by the same numbers), "unit" (float32 in [0, 1]) or "raw" (uint8).
+    their order; a function gets the number of all of them. `pixels`: "standard" (float32, mean 0 and
+    deviation 1 in each channel of x_train; the test and validation data by the same numbers), "unit" (float32
+    in [0, 1]) or "raw" (uint8).
 
     Raises `ArgumentError`: where the data are nowhere (with the places and the command that gets them), are
     damaged (with the file, what was found and what was expected), or an argument is bad.
@@ -97,13 +98,15 @@ def load(
     check_seed(seed)
     if pixels not in PIXELS:
         raise unknown_name("pixels", pixels, PIXELS)
-    if type(validation) is not int or validation < 0:
-        raise ArgumentError(f"validation must be an int of at least 0, got {validation!r}")
+    if not callable(validation):
+        _check_validation(validation)
     if data_set.bundled is not None:
         folder, (x, y, x_test, y_test) = None, data_set.bundled()
     else:
         folder, layout = _found(name, root)
         x, y, x_test, y_test = layout.read(folder)
+    if callable(validation):
+        validation = _check_validation(validation(len(x)))
     if validation >= len(x):
         raise ArgumentError(f"validation must leave some of the {len(x)} training examples, got {validation}")
     held = None
@@ -154,6 +157,12 @@ def channel_statistics(x: Tensor, white: int) -> tuple[tuple[float, ...], tuple[
         means.append(mean)
         deviations.append(variance**0.5 or 1.0)
     return tuple(means), tuple(deviations)
+
+
+def _check_validation(number: object) -> int:
+    if type(number) is not int or number < 0:
+        raise ArgumentError(f"validation must be an int of at least 0, got {number!r}")
+    return number
 
 
 def _named(name: str) -> DataSet:

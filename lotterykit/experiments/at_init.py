@@ -24,6 +24,8 @@ from lotterykit.pruning.scores import LossFn, ScoreFn
 from lotterykit.training.recipe import Recipe, Split, batch_order, loss_value
 from lotterykit.training.source import LoaderSource
 
+SCORELESS = ("random", "magnitude")  # O(1) in Table 1, where Smart-Ratio, which is "random", stands
+
 
 @dataclass(frozen=True)
 class AtInit:
@@ -32,7 +34,9 @@ class AtInit:
     `shots` > 0 (Plant 'n' Seek, Fig. 4): so often train `shot_epochs` epochs at a constant rate and prune to
     density^(shot / shots), then go back to the init with a fresh optimizer (`reset` "init"), never, or after
     each shot but the last ("not-last"). `rounds`: scorings within a shot. `options` are those of
-    `lk.prune_`: scope, invert, allocation ... Raises `ArgumentError`.
+    `lk.prune_`: scope, invert, allocation ... The ticket's "epochs" are those that finding it took, counted
+    as in Rare Gems, Table 1: one for the scoring of a shot, however many its rounds and examples, none for
+    scores that compute nothing (`SCORELESS`), and the training of the shots. Raises `ArgumentError`.
     """
 
     method: str | ScoreFn
@@ -60,6 +64,7 @@ class AtInit:
                 start, taken = trained.state, taken + self.shot_epochs
             density = density_after("exponential", end=self.density, round=shot, rounds=max(1, self.shots))
             masks, found = self.pruned(start, masks if shot > 1 else None, density)
+            taken += 0 if self.method in SCORELESS else 1
             rounds += [row | {"shot": shot} for row in found]
             if self.reset == "init" or (self.reset == "not-last" and shot < self.shots):
                 start = dict(state)

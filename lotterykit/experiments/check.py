@@ -14,7 +14,8 @@ from torch import nn
 from lotterykit.errors import ArgumentError, check_seed, unknown_name
 from lotterykit.experiments.controls import CONTROLS, control
 from lotterykit.experiments.imp import FINAL, outcome
-from lotterykit.experiments.resolved import Resolved, resolve, seeded
+from lotterykit.experiments.named import seeded
+from lotterykit.experiments.resolved import Resolved, resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.searches import Search, run_together
 from lotterykit.experiments.ticket import INIT, Ticket

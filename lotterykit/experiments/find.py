@@ -36,8 +36,8 @@ def find_ticket(
     data, tensors or loaders, with `validation` for early stopping (loaders bring their own). `score(model,
     batches, loss_fn) -> {name: scores}` scores in place of `spec.method`, which must be a score's; all other
     settings of the spec hold. `folder`: a
-    journal from which a search that was interrupted goes on, bitwise; of loaders from the start of an epoch,
-    of score trainings from their start. `progress(name, number, training)` is called before each training.
+    journal from which a search that was interrupted goes on, bitwise; of loaders and score trainings from the
+    start of an epoch. `progress(name, number, training)` is called before each training.
     Raises `ArgumentError`.
 
     >>> find_ticket(SearchSpec(method="imp", density=0.1, data="digits", steps=200))  # doctest: +SKIP

@@ -14,6 +14,7 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.experiments.check import trained
 from lotterykit.experiments.controls import control
+from lotterykit.experiments.imp import FINAL
 from lotterykit.experiments.narrow import narrowed
 from lotterykit.experiments.resolved import Resolved, resolve
 from lotterykit.experiments.search_spec import SearchSpec
@@ -22,22 +23,30 @@ from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.small_dense import small_dense_widths
 from lotterykit.experiments.ticket import INIT, Ticket
 from lotterykit.experiments.trainings import Training
-from lotterykit.experiments.verdict import SIMILAR, Verdict, verdict
+from lotterykit.experiments.verdict import ARMS, ONE_SHOT, SIMILAR, Verdict, correlation_indicator, verdict
 from lotterykit.mask import Masks
 from lotterykit.nn.init import INITS
 
-ARMS = ("ticket", "reinit", "dense", "small-dense")
+TOP = 0.1  # of R_p: the share of the kept weights that counts as large (sec. 3.1)
+TRAINS_ON = ("learning-rate", "fine-tune")
 
 
 @dataclass(frozen=True)
 class Judged:
     """A verdict, and the results it rests on: arm -> learning rate -> a row a seed, as `outcome` of `imp`
-    has them; `tickets` by learning rate and seed; `density` of the tickets."""
+    has them; `tickets` by learning rate and seed; `density` of the tickets. `correlation`: R_p of the
+    weights before and after training, arm ("ticket", "reinit") -> learning rate -> a value a seed, None where
+    a training diverged or the weights are too few."""
 
     verdict: Verdict
     rows: Mapping[str, Mapping[float, Sequence[Mapping[str, Any]]]]
     tickets: Mapping[tuple[float, int], Ticket]
     density: float
+    correlation: Mapping[str, Mapping[float, Sequence[float | None]]]
+
+    def lines(self) -> list[str]:
+        """Those of the verdict, and R_p: a mean a learning rate, of the ticket and of the reinitialised."""
+        return [*self.verdict.lines(), *(_correlated(arm, by) for arm, by in self.correlation.items())]
 
 
 def judge(
@@ -45,6 +54,7 @@ def judge(
     rates: Sequence[float],
     *,
     seeds: int = 3,
+    one_shot: bool = True,
     folder: Path | None = None,
     progress: Callable[[str, int, Training], None] | None = None,
 ) -> Judged:
@@ -52,10 +62,13 @@ def judge(
     Tickets, sec. 2.2).
 
     At each learning rate and seed: the search of `spec`, which trains the ticket it finds; the ticket's mask
-    with weights initialised anew; the dense network; a dense network of the ticket's number of weights. All
-    train by the spec's recipe. The accuracies are those after training.
+    with weights initialised anew; the dense network; a dense network of the ticket's number of weights; for
+    imp, unless `one_shot` is False, the ticket of one-shot magnitude pruning. All train by the spec's recipe
+    and for as many steps, a rewound ticket's first ones within the dense network: what a ticket's weights
+    were trained before would count in its favour. The accuracies are those after training.
     The density is that of the ticket that keeps most, and so is the size of the small dense network.
-    Raises `ArgumentError`, before anything is trained; fewer than 3 seeds or 2 rates decide nothing.
+    Raises `ArgumentError`, before anything is trained: for fewer than 3 seeds or 2 rates, which decide
+    nothing, and for tickets that hold trained weights (`after` learning-rate or fine-tune, shots not reset).
     """
     if len(set(rates)) != len(rates) or len(rates) < 2 or seeds < 3:
         raise ArgumentError(
@@ -65,39 +78,84 @@ def judge(
         raise ArgumentError(f"learning rates must be finite numbers above 0, got {wrong[0]!r}")
     if spec.data not in SIMILAR:
         raise unknown_name("data set", spec.data, SIMILAR)
+    _check_reset(spec)
     specs = {_key(lr, seed): SearchSpec(**(spec.model_dump() | {"lr": lr, "seed": seed}))
              for lr in rates for seed in range(seeds)}  # fmt: skip
     resolved = resolve(specs)
     setup = next(iter(resolved.values())).setup
     _narrowed(setup, None)
-    found = run_together(
-        {k: one.search() for k, one in resolved.items()}, setup, folder=folder, progress=progress
-    )
+    searches = {key: one.search() for key, one in resolved.items()}
+    if one_shot and spec.method == "imp" and not spec.one_shot:
+        searches |= {f"{ONE_SHOT}-{key}": _one_shot(one).search() for key, one in resolved.items()}
+    found = run_together(searches, setup, folder=folder, progress=progress)
     every: dict[str, Search] = {}
     for key, one in resolved.items():
         again = control(found[key], "reinit", seed=one.spec.seed, rewind=INIT)
         every[f"reinit-{key}"] = trained(again, one, INIT, one.spec.seed)
         if "levels" not in found[key].results:
             full = Masks({name: torch.ones_like(mask) for name, mask in found[key].masks.items()})
-            every[f"dense-{key}"] = trained(Ticket(full, {INIT: one.state}), one, INIT, one.spec.seed)
+            every[f"dense-{key}"] = trained(Ticket(full, {INIT: one.dense_state()}), one, INIT, one.spec.seed)
     controls = run_together(every, setup, folder=folder, progress=progress)
-    small = _small_dense(resolved, found, setup)
+    tickets = {key: found[key] for key in resolved}
+    small = _small_dense(resolved, tickets, setup)
     thin = run_together(small[1], small[0], folder=folder, progress=progress)
-    rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {arm: {lr: [] for lr in rates} for arm in ARMS}
+    arms = (*ARMS, ONE_SHOT) if len(found) > len(tickets) else ARMS
+    rows: dict[str, dict[float, list[Mapping[str, Any]]]] = {arm: {lr: [] for lr in rates} for arm in arms}
+    correlation: dict[str, dict[float, list[float | None]]] = {
+        arm: {lr: [] for lr in rates} for arm in ("ticket", "reinit")
+    }
     for key, one in resolved.items():
         lr, levels = one.recipe.lr, found[key].results.get("levels")
         rows["ticket"][lr].append(found[key].results)
         rows["reinit"][lr].append(controls[f"reinit-{key}"].results)
         rows["dense"][lr].append(levels[0] if levels else controls[f"dense-{key}"].results)
         rows["small-dense"][lr].append(thin[f"small-dense-{key}"].results)
+        if ONE_SHOT in rows:
+            rows[ONE_SHOT][lr].append(found[f"{ONE_SHOT}-{key}"].results)
+        correlation["ticket"][lr].append(_indicator(found[key]))
+        correlation["reinit"][lr].append(_indicator(controls[f"reinit-{key}"]))
     first = next(iter(resolved.values()))
     accuracies = {
         arm: {lr: [row["accuracy"] for row in of] for lr, of in by.items()} for arm, by in rows.items()
     }
-    density = max(ticket.density() for ticket in found.values())
+    density = max(ticket.density() for ticket in tickets.values())
     decided = verdict(accuracies, density=density, epochs=first.steps / first.per_epoch, data=spec.data)
-    tickets = {(one.recipe.lr, one.spec.seed): found[key] for key, one in resolved.items()}
-    return Judged(decided, rows, tickets, density)
+    by_rate = {(one.recipe.lr, one.spec.seed): found[key] for key, one in resolved.items()}
+    return Judged(decided, rows, by_rate, density, correlation)
+
+
+def _check_reset(spec: SearchSpec) -> None:
+    """Raises `ArgumentError` where the tickets' weights come of more training than the other arms have."""
+    wrong = f"after {spec.after!r}" if spec.method == "imp" and spec.after in TRAINS_ON else ""
+    if spec.shots and spec.reset != "init":
+        wrong = f"reset {spec.reset!r}"
+    if wrong:
+        raise ArgumentError(
+            f"a verdict trains all arms equally long, a ticket from its init (Sanity Checks, sec. 2.2): with "
+            f"{wrong} its weights have been trained before; give after 'rewind' or 'continue', reset 'init'"
+        )
+
+
+def _one_shot(one: Resolved) -> Resolved:
+    return replace(one, spec=one.spec.model_copy(update={"one_shot": True}))
+
+
+def _indicator(ticket: Ticket) -> float | None:
+    """R_p of a ticket's weights before and after its training."""
+    kept = sum(count for count, _ in ticket.masks.weights().counts().values())
+    before, after = ticket.snapshots[INIT], ticket.snapshots[FINAL]
+    if not round(TOP * kept) or any(bool(after[name].isnan().any()) for name in ticket.masks):
+        return None
+    return correlation_indicator(before, after, ticket.masks, TOP)
+
+
+def _correlated(arm: str, by_rate: Mapping[float, Sequence[float | None]]) -> str:
+    """A line of R_p: its mean at each learning rate."""
+    means = []
+    for lr, values in by_rate.items():
+        there = [value for value in values if value is not None]
+        means.append(f"{sum(there) / len(there):.3f} at lr {lr:g}" if there else f"none at lr {lr:g}")
+    return f"R_p of {arm}, before and after training (p = {TOP:g}; unrelated: {TOP:g}): {', '.join(means)}"
 
 
 def _key(lr: float, seed: int) -> str:

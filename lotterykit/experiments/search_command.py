@@ -161,6 +161,7 @@ def verdict(
     *,
     lrs: str = "3e-4,1.2e-3,5e-3",
     seeds: int = 3,
+    omp: bool = True,
     flags: Flags = None,
     folder: Path = Path("verdict"),
 ) -> int:
@@ -174,6 +175,8 @@ def verdict(
         Learning rates, separated by commas, at least two.
     seeds
         Searches at each learning rate, at least three.
+    omp
+        Of imp, also one-shot magnitude pruning.
     folder
         Journal of the trainings, from which the same command goes on.
     """
@@ -185,13 +188,13 @@ def verdict(
         raise ArgumentError(f"lrs must be numbers separated by commas, got {lrs!r}") from None
     spec = spec_of(method, flags)
     with _gone_on_from(folder), progress() as tell:
-        judged = judge(spec, rates, seeds=seeds, folder=folder, progress=tell)
+        judged = judge(spec, rates, seeds=seeds, one_shot=omp, folder=folder, progress=tell)
     for arm, by_rate in judged.rows.items():
         means = "   ".join(
             f"{lr:g}: {sum(r['accuracy'] for r in of) / len(of):.4f}" for lr, of in by_rate.items()
         )
         print(f"{arm:>12}  {means}")
-    print("\n".join(judged.verdict.lines()))
+    print("\n".join(judged.lines()))
     return 0
 
 

@@ -45,7 +45,8 @@ def summary(spec: SearchSpec, ticket: Ticket) -> list[str]:
     elif ticket.results.get("no_live_path"):
         lines.append("layer collapse: no path of kept weights leads from the input to the output")
     lines.append(
-        f"{spec.method}: density {ticket.density():.4g}, found in {ticket.results['epochs']:.4g} epochs"
+        f"{spec.method}: density {ticket.density():.4g}, found in {ticket.results['epochs']:.4g} "
+        f"epoch{'' if ticket.results['epochs'] == 1 else 's'}"
     )
     return lines
 

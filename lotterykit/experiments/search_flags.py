@@ -70,6 +70,8 @@ class SearchFlags:
     """edge-popup: density falls from 1."""
     gradual_every: int | None = None
     """edge-popup: epochs between two falls of the density."""
+    scaled_init: bool | None = None
+    """edge-popup: weights at init divided by sqrt(density)."""
     penalty: float | None = None
     """Factor of the scores' squared norm."""
     freeze_every: int | None = None

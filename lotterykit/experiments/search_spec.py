@@ -24,7 +24,7 @@ ONLY = {
     **dict.fromkeys(("rounds", "shots", "shot_epochs", "reset", "invert", "allocation"), get_args(Scored)),
     "samples": ("snip", "grasp", "prospr"),
     **dict.fromkeys(("score_epochs", "score_lr", "score_batch", "score_decay"), SCORE_TRAINED),
-    **dict.fromkeys(("anneal", "gradual_every"), ("edge-popup",)),
+    **dict.fromkeys(("anneal", "gradual_every", "scaled_init"), ("edge-popup",)),
     "penalty": SCORE_TRAINED,
     "freeze_every": ("gem-miner",),
 }
@@ -43,7 +43,9 @@ class SearchSpec(BaseModel):
     after each, "never", or after each but the last ("not-last"); `invert` keeps the lowest scores; `samples`
     of each class score (snip, grasp, prospr); `allocation` of densities to layers. edge-popup and gem-miner:
     epochs, learning rate, batch size and weight decay of the scores, `penalty` on their norm; edge-popup's
-    `anneal` and `gradual_every`; gem-miner's `freeze_every`, density 0 for GEM-MINER(0).
+    `anneal`, `gradual_every` and `scaled_init`, which divides the weights at init by sqrt(density) (Ramanujan
+    et al. 2020; of named networks only, `build` scales its own); gem-miner's `freeze_every`, density 0 for
+    GEM-MINER(0).
     `scope`: "global" or "local"; None for the method's own. `validation`: training examples held back for
     early stopping; None for the recipe's, at most a sixth of the data.
     Raises `ArgumentError`, one line, for unknown names, values out of range and settings of other methods.
@@ -80,6 +82,7 @@ class SearchSpec(BaseModel):
     score_decay: float | None = Field(None, ge=0)
     anneal: bool = False
     gradual_every: int | None = Field(None, ge=1, le=MAX_COUNT)
+    scaled_init: bool = False
     penalty: float = Field(0.0, ge=0)
     freeze_every: int = Field(5, ge=1, le=MAX_COUNT)
     validation: int | None = Field(None, ge=0)

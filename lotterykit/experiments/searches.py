@@ -92,6 +92,8 @@ def _module_piece(turn: Turn, setup: Setup) -> Trained:
     model.load_state_dict(turn.found.state)
     if training.scores is None:
         convert_(model, masks=training.masks, format="auto")
+    elif turn.active is not None:
+        convert_(model, masks=turn.active)
     found = train(
         model,
         setup.data,
@@ -102,11 +104,13 @@ def _module_piece(turn: Turn, setup: Setup) -> Trained:
         steps=turn.cut,
         optimizer=turn.found.optimizer if turn.at > training.first else None,
         augment=setup.augment,
-        scores=training.scores,
+        scores=turn.scores,
     )
     if training.scores is None:
         revert_(model)
     held = model.state_dict()
+    if training.scores is not None:  # parameters are frozen, but masked layers have lost the pruned ones
+        held |= {name: training.state[name] for name, _ in model.named_parameters()}
     state = {name: held[name].detach().cpu().clone() for name in training.state}
     masks = training.masks if training.scores is None else Masks(found.masks)
     return Trained(
@@ -140,7 +144,7 @@ def _replica_pieces(turns: list[Turn], setup: Setup, chain: Chain) -> list[Train
 
 def _replica(turn: Turn, setup: Setup, chain: Chain) -> RunSpec:
     training = turn.training
-    masks, scores = None, training.scores
+    masks, scores, active = None, turn.scores, turn.active
     if scores is None:
         masks = {chain.inner[name]: mask for name, mask in training.masks.items()}
     elif scores.start is not None:
@@ -156,4 +160,5 @@ def _replica(turn: Turn, setup: Setup, chain: Chain) -> RunSpec:
         optimizer=turn.found.optimizer if turn.at > training.first and turn.found.optimizer else None,
         scores=scores,
         validation=chain.validation,
+        active=None if active is None else {chain.inner[name]: mask for name, mask in active.items()},
     )

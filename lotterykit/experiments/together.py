@@ -53,6 +53,7 @@ def _identity(spec: RunSpec) -> object:
     return (
         tuple(spec.layers), data, spec.recipe, spec.init, spec.seed, spec.weights is None,
         digest(spec.weights or {}), digest(spec.masks or {}), digest(spec.optimizer or {}), scores,
+        digest(spec.active or {}),
     )  # fmt: skip
 
 

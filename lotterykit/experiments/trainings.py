@@ -79,7 +79,7 @@ class Turn:
         total = training.recipe.epochs * per_epoch
         self.end = max(training.first, total if training.last is None else min(training.last, total))
         grid = training.recipe.evaluate_every or per_epoch
-        if isinstance(setup.data, Loaders):
+        if isinstance(setup.data, Loaders) or training.scores is not None:
             grid = math.lcm(grid, per_epoch)
         self.piece = grid * max(1, PIECE // grid)
         self.at, self.finished = training.first, False
@@ -90,10 +90,23 @@ class Turn:
     @property
     def cut(self) -> int:
         """The step after which the next piece ends: an evaluation's, so that the curve is that of a training
-        in one piece. Score trainings and those without a journal are one piece."""
-        if self.path is None or self.training.scores is not None:
+        in one piece. With scores, whose masks change between epochs, an epoch's end as well. A training
+        without a journal is one piece."""
+        if self.path is None:
             return self.end
         return min(self.end, (self.at // self.piece + 1) * self.piece)
+
+    @property
+    def scores(self) -> ScoreTraining | None:
+        """The score training from where it is now."""
+        own = self.training.scores
+        return own if own is None or self.at == self.training.first else replace(own, start=self.found.scores)
+
+    @property
+    def active(self) -> Masks | None:
+        """What a score training that freezes has left until now."""
+        own = self.training.scores
+        return self.found.masks if own is not None and own.freezes and self.at > self.training.first else None
 
     def take(self, part: Trained) -> None:
         """Join what a piece has found to what was there."""

@@ -26,6 +26,7 @@ from lotterykit.mask import Masks
 from lotterykit.ops.topk_mask import topk_mask
 
 ARMS = ("ticket", "reinit", "dense", "small-dense")
+ONE_SHOT = "omp"  # an arm that decides nothing: the ticket of one-shot magnitude pruning, beside IMP's
 CLEAR_GAP = 0.005  # what a ticket must be ahead of its controls, on every data set
 NON_TRIVIAL = 0.6  # share of the weights that must be gone
 JACKPOT, SECONDARY, NO_TICKET, UNDECIDED = "jackpot", "secondary prize", "no ticket", "undecided"
@@ -78,25 +79,31 @@ class Condition:
 @dataclass(frozen=True)
 class Verdict:
     """`outcome`: "jackpot", "secondary prize", "no ticket" or "undecided"; `possible`: the outcomes that the
-    intervals leave; `by_means`: the outcome if the means were exact; `conditions` 1 to 5."""
+    intervals leave; `by_means`: the outcome if the means were exact; `conditions` 1 to 5; `one_shot`: the
+    ticket against that of one-shot magnitude pruning, where this was trained (sec. 3.1)."""
 
     outcome: str
     possible: tuple[str, ...]
     by_means: str
     conditions: tuple[Condition, ...]
     level: float
+    one_shot: Comparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         lists = {"possible": list(self.possible), "conditions": [asdict(c) for c in self.conditions]}
-        return asdict(self) | lists
+        return asdict(self) | lists | {"one_shot": self.one_shot and self.one_shot.as_dict()}
 
     def lines(self) -> list[str]:
-        """The outcome and a line for each condition."""
+        """The outcome, a line for each condition, and one for OMP where it was trained."""
         head = f"{self.outcome} (at confidence {self.level:g})"
         if self.outcome == UNDECIDED:
             head += f": {' or '.join(self.possible)}; more seeds would tell. By the means: {self.by_means}"
-        return [head, *map(str, self.conditions)]
+        return [
+            head,
+            *map(str, self.conditions),
+            *([] if self.one_shot is None else [_against(self.one_shot)]),
+        ]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -115,8 +122,9 @@ def verdict(
     """Whether a ticket is a *jackpot* (conditions 1 to 5), a *secondary prize* (1 to 4) or *no ticket*.
 
     `accuracies`: arm ("ticket", "reinit", "dense", "small-dense") -> learning rate -> test accuracies in
-    [0, 1], one a seed: at least 3, at the same 2 or more learning rates in every arm. `density`: of the
-    ticket. `epochs`: that every arm was trained. `data` gives `similar`, the loss of accuracy that still
+    [0, 1], one a seed: at least 3, at the same 2 or more learning rates in every arm; "omp" may be there as
+    well, the ticket of one-shot magnitude pruning that IMP's is compared with. `density`: of the ticket.
+    `epochs`: that every arm was trained. `data` gives `similar`, the loss of accuracy that still
     counts as similar, and `sufficient_epochs` where the paper names them; either may be given instead.
     A condition is decided where the interval of its difference lies on one side of its threshold, and the
     verdict where its conditions are; one violated condition of 1 to 4 makes it *no ticket*.
@@ -145,7 +153,9 @@ def verdict(
     )
     possible = tuple(outcome for outcome in OUTCOMES if _allows(outcome, [c.holds for c in conditions]))
     by_means = next(outcome for outcome in OUTCOMES if _allows(outcome, [c.by_means for c in conditions]))
-    return Verdict(possible[0] if len(possible) == 1 else UNDECIDED, possible, by_means, conditions, level)
+    outcome = possible[0] if len(possible) == 1 else UNDECIDED
+    one_shot = compare(ticket, arms[ONE_SHOT], level=level) if ONE_SHOT in arms else None
+    return Verdict(outcome, possible, by_means, conditions, level, one_shot)
 
 
 def correlation_indicator(
@@ -235,6 +245,14 @@ def _similar(number: int, similar: float, gap: Comparison) -> Condition:
     )
 
 
+def _against(gap: Comparison) -> str:
+    """IMP against OMP: which is ahead, where the interval of their difference leaves out 0."""
+    word = "undecided"
+    if gap.above(0.0, inclusive=False) is not None and gap.difference != 0:
+        word = "the ticket is ahead" if gap.difference > 0 else "OMP is ahead"
+    return f"OMP: {word} (confidence {gap.confidence(0.0):.3f}): {_text(ONE_SHOT, gap)}"
+
+
 def _check_share(what: str, value: object) -> None:
     if not is_number(value) or not 0.0 < value <= 1.0:  # type: ignore[operator]
         raise ArgumentError(f"{what} must be a number in (0, 1], got {value!r}")
@@ -257,12 +275,12 @@ def _allows(outcome: str, holds: Sequence[bool | None]) -> bool:
 
 def _checked_arms(accuracies: object) -> dict[str, dict[float, list[float]]]:
     """The arms with their accuracies as floats; raises `ArgumentError` unless all are there, on one grid."""
-    if not isinstance(accuracies, Mapping) or set(accuracies) != set(ARMS):
+    if not isinstance(accuracies, Mapping) or set(accuracies) - {ONE_SHOT} != set(ARMS):
         got = (
             ", ".join(map(str, accuracies)) if isinstance(accuracies, Mapping) else type(accuracies).__name__
         )
         raise ArgumentError(f"accuracies must be of the arms {', '.join(ARMS)}, got {got or 'none'}")
-    arms = {arm: checked_arm(arm, accuracies[arm]) for arm in ARMS}
+    arms = {arm: checked_arm(arm, rates) for arm, rates in accuracies.items()}
     grid = sorted({lr for rates in arms.values() for lr in rates})
     if len(grid) < 2:
         raise ArgumentError(

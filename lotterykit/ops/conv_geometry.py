@@ -138,16 +138,20 @@ def out_size(x: Tensor, geometry: list[int]) -> tuple[int, int]:
 
 
 def of_torch(x: Tensor, geometry: list[int]) -> tuple[Tensor, tuple[Any, ...]]:
-    """x, padded where its padding is uneven, and (stride, padding, dilation, groups) of torch's functions."""
+    """x `plain`, padded where its padding is uneven, and (stride, padding, dilation, groups) of torch's
+    functions."""
     _, _, sh, sw, top, bottom, left, right, dh, dw, groups = geometry
-    padding = [top, left]
-    if x.shape[-3] == 1:
-        # Images of one channel have two valid layouts; torch's float32 convolution with AVX-512 can be
-        # wrong on that of channels-last (torch 2.13, some strides), so they take the plain one: a view.
-        x = x.squeeze(-3).unsqueeze(-3)
+    x, padding = plain(x), [top, left]
     if not even(geometry):
         x, padding = F.pad(x, (left, right, top, bottom)), [0, 0]
     return x, ([sh, sw], padding, [dh, dw], groups)
+
+
+def plain(x: Tensor) -> Tensor:
+    """Images or a weight of the CPU in [N, C, H, W] order, with no strides that could be those of
+    channels-last too: in that layout torch's own float32 convolution with AVX-512 errs on some images of one
+    channel and crashes on some narrower than their padding (torch 2.13). On other devices x itself."""
+    return x.reshape(-1).view(x.shape) if x.device.type == "cpu" else x
 
 
 def even(geometry: list[int]) -> bool:

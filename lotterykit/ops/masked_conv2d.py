@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from lotterykit.errors import ArgumentError
 from lotterykit.ops import dispatch
 from lotterykit.ops.autocast import autocast
-from lotterykit.ops.conv_geometry import check_images, even, geometry_of, image_format, of_torch, out_size
+from lotterykit.ops.conv_geometry import (
+    check_images,
+    even,
+    geometry_of,
+    image_format,
+    of_torch,
+    out_size,
+    plain,
+)
 from lotterykit.ops.formats import bit_mask, known_density
 from lotterykit.ops.operands import transformed
 
@@ -80,7 +88,7 @@ def masked_conv2d_reference(
 ) -> Tensor:
     """`masked_conv2d` in plain torch: any floating dtype, any device, differentiable by autograd itself."""
     images, rest = of_torch(x, geometry)
-    return F.conv2d(images, torch.where(mask.view(weight.shape), weight, 0.0), bias, *rest)
+    return F.conv2d(images, plain(torch.where(mask.view(weight.shape), weight, 0.0)), bias, *rest)
 
 
 def call_of(
@@ -136,7 +144,8 @@ def _convolution(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, g
     if torch.compiler.is_compiling():
         return masked_conv2d_op(x, weight, mask, bias, geometry)
     if dispatch.select(_call(x, mask)).backend == "reference":
-        return masked_conv2d_reference(x, weight, mask, bias, geometry)
+        y = masked_conv2d_reference(x, weight, mask, bias, geometry)
+        return y.contiguous(memory_format=image_format(x))
     return masked_conv2d_op(x, weight, mask, bias, geometry)
 
 
@@ -213,7 +222,7 @@ def _torch_backward(g: Tensor, x: Tensor, dense: Tensor, geometry: list[int], wh
     images, (stride, padding, dilation, groups) = of_torch(x, geometry)
     sides = stride, padding, dilation, False, [0, 0], groups
     wanted = [number == which for number in range(3)]
-    found = torch.ops.aten.convolution_backward(g, images, dense, None, *sides, wanted)[which]
+    found = torch.ops.aten.convolution_backward(g, images, plain(dense), None, *sides, wanted)[which]
     if which == 1:
         return cast(Tensor, found)
     top, left = (0, 0) if even(geometry) else (geometry[4], geometry[6])

@@ -174,7 +174,7 @@ ROUTES: tuple[Route, ...] = (
         backend="cpu",
         device="cpu",
         dtypes=(torch.float32, torch.float64),
-        kernel="lotterykit.training.native:NativeScoreBatch",
+        kernel="lotterykit.training.native_scores:NativeScoreBatch",
         evidence="benchmarks/results/x86_64-avx512-routes.json",
     ),
     Route(

@@ -115,7 +115,7 @@ def sparse_conv2d_reference(
     differentiable by autograd itself. `structure` is `CSR.tensors`. Half precision is summed in float32."""
     dtype = x.dtype
     wide = torch.float32 if dtype in HALF else dtype
-    images, rest = of_torch(_plain(x.to(wide)), geometry)
+    images, rest = of_torch(x.to(wide), geometry)
     weight = _dense(values.to(wide), structure, geometry)
     y = F.conv2d(images, weight, None if bias is None else bias.to(wide), *rest)
     return (y.relu() if relu else y).to(dtype)
@@ -135,7 +135,7 @@ def backward_reference(
     dtype = x.dtype
     wide = torch.float32 if dtype in HALF else dtype
     g = (g if gate is None else torch.where(gate <= 0, 0.0, g)).to(wide)
-    images, (stride, padding, dilation, groups) = of_torch(_plain(x.to(wide)), geometry)
+    images, (stride, padding, dilation, groups) = of_torch(x.to(wide), geometry)
     weight = _dense(values.to(wide), structure, geometry)
     sides = stride, padding, dilation, False, [0, 0], groups
     wanted = [wants[0], wants[1], False]
@@ -359,13 +359,6 @@ def _places(structure: list[Tensor]) -> tuple[Tensor, Tensor]:
     offsets, columns = structure[:2]
     rows = torch.arange(offsets.numel() - 1, device=offsets.device)
     return torch.repeat_interleave(rows, offsets.diff().long(), output_size=columns.numel()), columns.long()
-
-
-def _plain(x: Tensor) -> Tensor:
-    """x in [N, C, H, W] order, with no strides that could be those of channels-last too: in that layout
-    torch's own float32 convolution with AVX-512 crashes or errs on images narrower than their padding
-    (torch 2.13)."""
-    return x.reshape(-1).view(x.shape)
 
 
 def _dense(values: Tensor, structure: list[Tensor], geometry: list[int]) -> Tensor:

@@ -55,7 +55,8 @@ def _backend(x: Tensor, geometry: list[int]) -> str:
 def _run(
     x: Tensor, weight: Tensor, scores: Tensor, threshold: Threshold, bias: Tensor | None, geometry: list[int]
 ) -> Tensor:
-    return PRODUCTS[_backend(x, geometry)][0](x, weight, scores, threshold, bias, geometry)
+    y = PRODUCTS[_backend(x, geometry)][0](x, weight, scores, threshold, bias, geometry)
+    return y.contiguous(memory_format=image_format(x)) if geometry else y
 
 
 def _run_gradients(
@@ -110,8 +111,7 @@ def threshold_product_op(
 ) -> Tensor:
     """The op behind `threshold_linear` and `threshold_conv2d`, without validation."""
     threshold = Threshold(cut, absolute, seed, offset)
-    y = _run(x, weight, scores, threshold, bias, geometry)
-    return y.contiguous(memory_format=image_format(x)) if geometry else y
+    return _run(x, weight, scores, threshold, bias, geometry)
 
 
 @threshold_product_op.register_fake

@@ -6,18 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lotterykit.ops import dispatch
 from lotterykit.ops.autocast import autocast
-from lotterykit.ops.conv_geometry import check_images, geometry_of, of_torch
+from lotterykit.ops.conv_geometry import check_images, geometry_of
 from lotterykit.ops.threshold import Threshold, fixed_threshold, score_thresholds
 from lotterykit.ops.threshold_autograd import threshold_product
 from lotterykit.ops.threshold_linear import Arguments, check_layer, check_tensors
-from lotterykit.ops.threshold_products import (
-    effective_weight,
-    product_cpu,
-)
+from lotterykit.ops.threshold_products import product_cpu, product_reference
 
 OP = "threshold_conv2d"
 
@@ -64,8 +60,7 @@ def threshold_conv2d_reference(
     geometry: list[int],
 ) -> Tensor:
     """`threshold_conv2d` in plain torch: any floating dtype, any device, autograd by itself."""
-    images, rest = of_torch(x, geometry)
-    return F.conv2d(images, effective_weight(weight, scores, threshold), bias, *rest)
+    return product_reference(x, weight, scores, threshold, bias, geometry)
 
 
 def threshold_conv2d_cpu(

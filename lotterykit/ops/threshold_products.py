@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lotterykit.ops.conv_geometry import even, of_torch
+from lotterykit.ops.conv_geometry import even, of_torch, plain
 from lotterykit.ops.operands import flat
 from lotterykit.ops.sparse_conv2d_native import backward_cpu as conv_backward_cpu
 from lotterykit.ops.sparse_conv2d_native import sparse_conv2d_cpu
@@ -151,7 +151,7 @@ def _product(x: Tensor, dense: Tensor, bias: Tensor | None, geometry: list[int])
     if not geometry:
         return F.linear(x, dense, bias)
     images, rest = of_torch(x, geometry)
-    return F.conv2d(images, dense, bias, *rest)
+    return F.conv2d(images, plain(dense), bias, *rest)
 
 
 def _dx(g: Tensor, x: Tensor, dense: Tensor, geometry: list[int]) -> Tensor:
@@ -177,7 +177,7 @@ def _conv_backward(
 ) -> tuple[Tensor, ...]:
     images, (stride, padding, dilation, groups) = of_torch(x, geometry)
     sides = stride, padding, dilation, False, [0, 0], groups
-    return torch.ops.aten.convolution_backward(g, images, dense, None, *sides, wanted)
+    return torch.ops.aten.convolution_backward(g, images, plain(dense), None, *sides, wanted)
 
 
 def _score_gradient(slope: Tensor, weight: Tensor, scores: Tensor, absolute: bool) -> Tensor:

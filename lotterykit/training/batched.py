@@ -108,7 +108,7 @@ class TorchBatch:
                     group["lr"] = recipe.learning_rate(step, per_epoch)
                 self._step(*next(batches))
             if stretch.evaluates:
-                self._mask(final=stretch.last == limit)
+                self._mask(final=stretch.last == total)
                 evaluations.append(self._evaluate())
                 taken.append(stretch.last)
             if progress is not None and stretch.ends_epoch:

@@ -47,6 +47,8 @@ class TorchScoreBatch(TorchBatch):
                 for r, (spec, training) in enumerate(zip(specs, self.trainings, strict=True)):
                     start = initial_scores(training, shapes, spec.seed, spec.dtype)
                     self.scores[name][r] = start[name].to(device)
+                    if spec.active is not None:
+                        self.active_views[name][r] = spec.active[name].to(device)
         self.without = without
         self.gem = self.trainings[0].method == "gem-miner"
         penalties = [[2.0 * training.penalty] for training in self.trainings]
@@ -54,6 +56,8 @@ class TorchScoreBatch(TorchBatch):
         self.sizes = [shapes[name].numel() for name in self.scored]
         self.counts: list[list[int]] = []
         self.optimizer = make_optimizer([self.parameters], self.recipe)
+        if specs[0].optimizer is not None:
+            self._continue([spec.optimizer or {} for spec in specs])
         self._begin(0)
 
     def _begin(self, epoch: int) -> None:
@@ -113,8 +117,9 @@ class TorchScoreBatch(TorchBatch):
         weights = {name: view[r].cpu().clone() for name, view in views(self.frozen, self.shapes).items()}
         scores = {name: self.scores[name][r].cpu().clone() for name in self.scored}
         masks = {name: mask.clone() for name, mask in (self.specs[r].masks or {}).items()}
-        masks |= {name: self.kept_views[name][r].cpu().clone() for name in self.scored}
-        return RunResult(weights, {}, scores=scores, masks=masks)
+        kept = self.active_views if self.trainings[r].freezes else self.kept_views
+        masks |= {name: kept[name][r].cpu().clone() for name in self.scored}
+        return RunResult(weights, {}, optimizer=self._state(r), scores=scores, masks=masks)
 
 
 def _training(spec: RunSpec) -> ScoreTraining:

@@ -12,17 +12,8 @@ from torch import Tensor
 from lotterykit.errors import ArgumentError
 from lotterykit.ops.operands import cuda_queue, ready
 from lotterykit.ops.topk_mask import topk_mask
-from lotterykit.training.native import (
-    EVERY_ACTIVE,
-    FROM_HALF,
-    NativeBatch,
-    NativeScoreBatch,
-    metrics_of,
-    order_of,
-    part_of,
-    rates_of,
-    settings,
-)
+from lotterykit.training.native import NativeBatch, metrics_of, order_of, rates_of, settings
+from lotterykit.training.native_scores import EVERY_ACTIVE, FROM_HALF, NativeScoreBatch, part_of
 from lotterykit.training.recipe import Recipe, Stretch
 from lotterykit.training.replicas import RunResult, RunSpec
 from lotterykit.training.scored import KEPT_FROM, tie_seed
@@ -109,6 +100,7 @@ class CudaBatch(NativeBatch):
         self.last_keeps = self._keeps(stretch.epoch, end=final)
         keeps = [self._keeps(stretch.epoch, end=False), self.last_keeps]
         turns, held = self._turns(stretch, per_epoch, before, keeps)
+        self.ran = True
         starts = list(range(begin, end, self.steps * size)) or [begin]
         for start in starts:
             last = start == starts[-1]

@@ -26,8 +26,9 @@ class RunSpec:
     ...), or from initialisation `init` with `seed`. `masks` (weights, and biases if named) hold for the whole
     training. `seed` also fixes the order of the batches. `optimizer` continues from a result's state.
     `scores`: not the weights are trained but the scores that choose among them; `masks` may then name no
-    scored tensor, and no optimizer goes on. `validation`: x and y, shaped as the test split's, that are
-    evaluated beside it.
+    scored tensor. To go on with a result, its `scores` are their `start`, and where Gem-Miner freezes its
+    `masks` are `active`, what had not been frozen by then. `validation`: x and y, shaped as the test split's,
+    that are evaluated beside it.
     """
 
     layers: tuple[int, ...]
@@ -40,6 +41,7 @@ class RunSpec:
     optimizer: Mapping[str, Tensor] | None = None
     scores: ScoreTraining | None = None
     validation: tuple[Tensor, Tensor] | None = None
+    active: Mapping[str, Tensor] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -68,9 +70,10 @@ class RunSpec:
 class RunResult:
     """`weights` by name; `metrics` of the test split after training; `curve`: those of each evaluation
     (`Recipe.evaluate_every`), after `steps` steps; `validation`: the validation data's beside them;
-    `optimizer`: its state, for `RunSpec.optimizer` of the same layers (not of scores); `masks` in force at
-    the end. Score training leaves `weights` as they were; its metrics are those under the masks, in the curve
-    under the epoch's; `scores` are the trained ones."""
+    `optimizer`: its state, for `RunSpec.optimizer` of the same layers; `masks` in force at the end. Score
+    training leaves `weights` as they were; its metrics are those under the masks, in the curve under the
+    epoch's; `scores` are the trained ones. Where Gem-Miner freezes, `masks` are what it has not frozen: all
+    of it is in force after the recipe's last step, before only p >= .5."""
 
     weights: dict[str, Tensor]
     metrics: dict[str, float]
@@ -99,8 +102,9 @@ def train_replicas(
     The native engine computes on kept weights alone, on `torch.get_num_threads()` threads over replicas; the
     reference runs specs of one shape and recipe in batches of 16 on one thread. A replica's result depends
     on its spec alone, bitwise, per engine and instruction set. `first`: the schedule and the order of the
-    batches go on from this step, as after rewinding to it (not with scores); `steps`: stops after that
-    step; `progress` is called after each epoch with the number of replica-epochs it finished.
+    batches go on from this step, as after rewinding to it (with scores, from an epoch's first); `steps`:
+    stops after that step; `progress` is called after each epoch with the number of replica-epochs it
+    finished.
     Raises `ArgumentError` on weights, masks or data that do not fit the layers, and where there is no such
     device.
     """
@@ -113,8 +117,12 @@ def train_replicas(
     groups: dict[tuple[Any, object], list[int]] = {}
     for i, spec in enumerate(specs):
         _check(spec, i)
-        if first and spec.scores is not None:
-            raise ArgumentError(f"spec {i}: score training starts at step 0, first is {first}")
+        per_epoch = -(-len(spec.data.x_train) // spec.recipe.batch_size)
+        if spec.scores is not None and first % per_epoch:
+            raise ArgumentError(
+                f"spec {i}: score training goes on at the start of an epoch of {per_epoch} steps, "
+                f"first is {first}"
+            )
         engine = _engine(spec, device)
         groups.setdefault((engine, engine.group_key(spec)), []).append(i)
     results: dict[int, RunResult] = {}
@@ -175,8 +183,7 @@ def _check(spec: RunSpec, number: int) -> None:
         check_training(spec.scores, shapes, spec.recipe.epochs, spec.dtype, spec.masks)
         if spec.scores.penalty and spec.scores.penalty_norm != 2:
             raise ArgumentError(f"spec {number}: replicas know penalty_norm 2 only, a module's train both")
-        if spec.optimizer is not None:
-            raise ArgumentError(f"spec {number}: optimizer goes on with weights, not with scores")
+    _check_active(spec, shapes, number)
     _check_optimizer(spec, shapes, number)
     _check_data(spec, number)
 
@@ -186,7 +193,7 @@ def _check_dense(spec: RunSpec, number: int) -> None:
     start = None if spec.scores is None else spec.scores.start
     named = {"data": spec.data._asdict(), "weights": spec.weights, "masks": spec.masks, "start scores": start}
     named["validation"] = dict(zip("xy", spec.validation or (), strict=False))
-    for kind, tensors in (named | {"optimizer": spec.optimizer}).items():
+    for kind, tensors in (named | {"optimizer": spec.optimizer, "active": spec.active}).items():
         for name, tensor in (tensors or {}).items():
             if not isinstance(tensor, Tensor):
                 got = type(tensor).__name__
@@ -195,6 +202,25 @@ def _check_dense(spec: RunSpec, number: int) -> None:
             else:
                 continue
             raise ArgumentError(f"spec {number}: {kind} {name!r} must be a dense tensor with data, got {got}")
+
+
+def _check_active(spec: RunSpec, shapes: Mapping[str, tuple[int, ...]], number: int) -> None:
+    """Raises unless `active` is a mask of each scored tensor, in a training that freezes."""
+    if spec.active is None:
+        return
+    if spec.scores is None or not spec.scores.freezes:
+        raise ArgumentError(f"spec {number}: active is for gem-miner with a density, which alone freezes")
+    names = spec.scores.names(shapes)
+    if set(spec.active) != set(names):
+        raise ArgumentError(
+            f"spec {number}: active must name {', '.join(names)}, got {', '.join(spec.active) or 'none'}"
+        )
+    for name, mask in spec.active.items():
+        if mask.dtype != torch.bool or tuple(mask.shape) != shapes[name]:
+            raise ArgumentError(
+                f"spec {number}: active {name!r} must be bool {list(shapes[name])}, "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
 
 
 def _check_optimizer(spec: RunSpec, shapes: Mapping[str, tuple[int, ...]], number: int) -> None:

@@ -85,6 +85,11 @@ class ScoreTraining:
                 raise ArgumentError(f"{name} must be an int >= 1, got {every!r}")
 
     @property
+    def freezes(self) -> bool:
+        """Whether entries are out for good before the end: Gem-Miner with a density."""
+        return self.method == "gem-miner" and self.density is not None
+
+    @property
     def every(self) -> int | None:
         """After how many epochs the density falls, by freezing or gradually; None: not in such steps."""
         if self.method == "gem-miner":

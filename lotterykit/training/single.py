@@ -76,7 +76,8 @@ def train(
     `scores`: not the weights are trained but scores that choose among them, as `ScoredTraining` says, of all
     layers but those named in `unscored`; the model ends with masked layers that hold the mask found. To go on
     from `first`, give the result's scores as `start` and the model the masks it had before, for Gem-Miner
-    with a density those of the result; what is stopped by an error is left with its scored layers.
+    with a density those of the result, which are what it has not frozen; what is stopped by an error is left
+    with its scored layers.
     Raises `ArgumentError` on data of unequal length and on an optimizer's state of another network.
     """
     check_seed(seed)
@@ -112,7 +113,7 @@ def train(
                 _step(model, torch_optimizer, (x.to(place), y.to(place)), recipe.loss, run)
                 if on_step is not None:
                     on_step(step + 1)
-            if stretch.last == limit:
+            if stretch.last == total:
                 run.finish()
             if stretch.evaluates:
                 with run.ranked():

@@ -226,6 +226,7 @@ def test_a_channel_without_contrast_is_not_divided_by_zero():
         ({"root": "absent"}, "absent: no such folder, to look for mnist in"),
         ({"root": 3}, "root must be None or a path, got 3"),
         ({"validation": -1}, "validation must be an int of at least 0, got -1"),
+        ({"validation": lambda examples: -examples}, "validation must be an int of at least 0, got -"),
         ({"validation": 0.1}, "validation must be an int"),
         ({"validation": True}, "validation must be an int"),
         ({"validation": 40}, "must leave some of the 40 training examples, got 40"),

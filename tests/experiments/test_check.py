@@ -14,6 +14,7 @@ from lotterykit.experiments.narrow import narrowed
 from lotterykit.experiments.resolved import resolve
 from lotterykit.experiments.search_spec import SearchSpec
 from lotterykit.experiments.ticket import Ticket
+from lotterykit.experiments.verdict import correlation_indicator
 from lotterykit.nn import mlp, network
 from lotterykit.training import train
 from lotterykit.training.recipe import Split
@@ -121,14 +122,30 @@ def test_refusals(ticket):
 def test_a_verdict_trains_every_arm_at_every_rate(method):
     fields = FIELDS | {"steps": 40}
     judged = judge(SearchSpec(method=method, **fields), [1e-5, 1.2e-3], seeds=3)
+    arms = ("ticket", "reinit", "dense", "small-dense", *(["omp"] if method == "imp" else []))
     assert {arm: {lr: len(rows) for lr, rows in by.items()} for arm, by in judged.rows.items()} == {
-        arm: {1e-5: 3, 1.2e-3: 3} for arm in ("ticket", "reinit", "dense", "small-dense")
+        arm: {1e-5: 3, 1.2e-3: 3} for arm in arms
     }
+    for arm in ("ticket", "reinit"):  # at a rate that moves nothing the largest stay the largest
+        values = judged.correlation[arm]
+        assert all(value > 0.9 for value in values[1e-5])
+        assert all(0.1 < value < min(values[1e-5]) for value in values[1.2e-3])
+    lines = judged.lines()
+    assert [line[:6] for line in lines[-2:]] == ["R_p of"] * 2
+    assert (judged.verdict.one_shot is not None) == (method == "imp") == lines[-3].startswith("OMP: ")
     assert judged.density == judged.tickets[1e-5, 0].density()
     assert [c.number for c in judged.verdict.conditions] == [1, 2, 3, 4, 5]
     means = {lr: sum(r["accuracy"] for r in rows) for lr, rows in judged.rows["dense"].items()}
     assert means[1e-5] < means[1.2e-3]
-    if method == "snip":  # its dense network is trained on its own, imp's is the first level
+    if method == "imp":
+        once = find_ticket(SearchSpec(method="imp", seed=2, lr=1.2e-3, one_shot=True, **fields))
+        assert judged.rows["omp"][1.2e-3][2] == once.results
+        assert once.density() == judged.density
+        last = judged.tickets[1.2e-3, 2]
+        assert judged.correlation["ticket"][1.2e-3][2] == correlation_indicator(
+            last.snapshots["init"], last.snapshots["final"], last.masks
+        )
+    else:  # its dense network is trained on its own, imp's is the first level
         dense = find_ticket(SearchSpec(method="imp", seed=1, lr=1e-5, **fields)).results["levels"][0]
         assert judged.rows["dense"][1e-5][1]["accuracy"] == dense["accuracy"]
 
@@ -141,6 +158,9 @@ def test_a_verdict_is_refused_before_it_trains(monkeypatch):
     fields = FIELDS | {"method": "magnitude"}
     for spec, rates, message in (
         (SearchSpec(**fields, net="resnet-20"), [1e-3, 1e-2], "residual networks have no single width"),
+        (SearchSpec(**fields | {"method": "imp"}, after="fine-tune"), [1e-3, 1e-2], "with after 'fine-tune'"),
+        (SearchSpec(**fields | {"method": "imp"}, after="learning-rate"), [1e-3, 1e-2], "trained before"),
+        (SearchSpec(**fields, shots=2, reset="never"), [1e-3, 1e-2], "with reset 'never' its weights"),
         (SearchSpec(**fields), [0.0, 1e-2], "learning rates must be finite numbers above 0, got 0.0"),
         (SearchSpec(**fields), [1e-2, float("inf")], "learning rates must be finite numbers above 0"),
     ):

@@ -9,9 +9,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
+from lotterykit.experiments.controls import control
 from lotterykit.experiments.find import find_ticket, prune_ticket
+from lotterykit.experiments.named import OF_NETWORK
 from lotterykit.experiments.recipes import RECIPES
-from lotterykit.experiments.resolved import OF_NETWORK, resolve
+from lotterykit.experiments.resolved import resolve
+from lotterykit.experiments.search_display import summary
 from lotterykit.experiments.search_spec import METHODS, SCORE_TRAINED, SearchSpec, load_search
 from lotterykit.experiments.verdict import SIMILAR, SUFFICIENT_EPOCHS
 from lotterykit.nn import mlp
@@ -102,6 +105,26 @@ def test_own_networks_data_and_values():
     assert "network" not in ticket.recipe
     with pytest.raises(ArgumentError, match="network 'mine' has no recipe of its own"):
         find_ticket(spec.model_copy(update={"recipe": None}), build=lambda seed: mlp([6, 20, 2]), data=data)
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "epochs"),
+    [
+        *[(method, {}, 1) for method in ("snip", "grasp", "synflow", "prospr")],
+        *[(method, {}, 0) for method in ("random", "magnitude")],
+        ("random", {"allocation": "smart-ratio"}, 0),
+        ("snip", {"rounds": 5}, 1),
+        ("snip", {"shots": 3, "shot_epochs": 2}, 9),
+        ("magnitude", {"shots": 3, "shot_epochs": 2}, 6),
+        ("edge-popup", {"score_epochs": 3}, 3),
+        ("gem-miner", {"score_epochs": 6}, 6),
+    ],
+)
+def test_costs_are_those_of_rare_gems_table_1(method, more, epochs):
+    ticket = find_ticket(SearchSpec(method=method, density=0.2, **{**DIGITS, "steps": 5}, **more))
+    assert ticket.results["epochs"] == epochs
+    said = f"found in {epochs} epoch" if epochs == 1 else f"found in {epochs} epochs"
+    assert summary(SearchSpec(method=method, density=0.2), ticket)[-1].endswith(said)
 
 
 def test_collapse_stands_in_the_result():
@@ -243,6 +266,46 @@ def test_searches_neither_read_nor_move_torchs_generator(method):
     other = find_ticket(spec.model_copy(update={"seed": 1}), build=build, data=loaders)
     assert not torch.equal(other.snapshots["init"]["0.weight"], found[0].snapshots["init"]["0.weight"])
     assert found[0].check("reinit", seeds=1, build=build, data=loaders).metric == "accuracy"
+
+
+def test_scaled_init_divides_the_weights_by_the_root_of_the_density():
+    spec = SearchSpec(method="edge-popup", density=0.25, scaled_init=True, score_epochs=1, **DIGITS)
+    one = resolve({"": spec})[""]
+    plain = resolve({"": spec.model_copy(update={"scaled_init": False})})[""]
+    for name, tensor in one.state.items():
+        own = plain.state[name]
+        torch.testing.assert_close(tensor, own * 2 if name.endswith("weight") else own)
+        assert torch.equal(one.dense_state()[name], own)
+    ticket = find_ticket(spec)
+    assert ticket.recipe["init_density"] == 0.25
+    assert ticket.snapshots["init"]["1.weight"].abs().unique().tolist() == pytest.approx(
+        [2 * (2 / 64) ** 0.5]
+    )
+    again = control(ticket, "reinit", seed=3).snapshots["init"]["1.weight"]
+    assert again.abs().unique().tolist() == pytest.approx([2 * (2 / 64) ** 0.5])
+    assert "init_density" not in plain.told()
+    with pytest.raises(ArgumentError, match="scaled_init is for edge-popup only"):
+        SearchSpec(method="gem-miner", density=0.25, scaled_init=True)
+    with pytest.raises(ArgumentError, match="build says itself how it scales"):
+        find_ticket(spec.model_copy(update={"net": "mine", "recipe": "p4/lenet"}), build=conv, data=images())
+
+
+@pytest.mark.parametrize("validation", [None, 0, 100])
+def test_data_are_loaded_once(monkeypatch, validation):
+    calls = []
+
+    def load(name, **options):
+        calls.append(name)
+        return lk.data.load(name, **options)
+
+    monkeypatch.setattr("lotterykit.experiments.named.load", load)
+    spec = SearchSpec(method="imp", density=0.2, **(DIGITS | {"validation": validation}))
+    setup = resolve({"a": spec, "b": spec.model_copy(update={"seed": 1})})["a"].setup
+    assert calls == ["digits"]
+    examples = len(lk.data.load("digits").split[0])
+    held = examples // 6 if validation is None else validation
+    assert len(setup.data.x_train) == examples - held
+    assert (setup.validation is None) == (held == 0)
 
 
 def test_toml(tmp_path):

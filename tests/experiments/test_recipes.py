@@ -11,7 +11,8 @@ from torch import nn
 import lotterykit as lk
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.listing import network_lines, recipe_lines
-from lotterykit.experiments.recipes import RECIPES, TASKS, paper_recipe
+from lotterykit.experiments.paper_recipe import TASKS
+from lotterykit.experiments.recipes import RECIPES, paper_recipe
 from lotterykit.nn.models import NETWORKS, outline
 from lotterykit.training.recipe import Split
 from lotterykit.training.single import train

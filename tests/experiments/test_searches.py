@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -64,7 +66,8 @@ def spec_of(method: str, **more) -> SearchSpec:
     [
         spec_of("imp", rewind="7it", prune_fraction=0.5, batch_size=40),
         spec_of("snip", shots=2, shot_epochs=1, reset="not-last"),
-        spec_of("edge-popup", score_epochs=2),
+        spec_of("edge-popup", score_epochs=4, scope="global", gradual_every=1, score_batch=256),
+        spec_of("gem-miner", score_epochs=7, freeze_every=2, score_batch=256, penalty=1e-4),
     ],
 )
 def test_a_search_that_was_stopped_ends_bitwise_like_one_that_was_not(tmp_path, build, spec, monkeypatch):
@@ -98,6 +101,55 @@ def test_a_search_that_was_stopped_ends_bitwise_like_one_that_was_not(tmp_path, 
     again = find_ticket(spec, build=build, folder=tmp_path, progress=lambda *what: begun.append(-1))
     assert again.digest() == whole.digest()
     assert -1 not in begun
+
+
+@pytest.mark.parametrize(
+    ("spec", "build"),
+    [
+        (spec_of("imp", prune_fraction=0.5, steps=600, density=0.5), None),
+        (spec_of("edge-popup", score_epochs=30, anneal=True, steps=10), None),
+        (spec_of("gem-miner", score_epochs=30, freeze_every=3, steps=10), None),
+        (
+            spec_of("gem-miner", score_epochs=12, freeze_every=3, steps=10, net="mine", recipe="p4/lenet"),
+            residual,
+        ),
+    ],
+)
+def test_kill_9_inside_a_training_loses_no_more_than_a_piece(tmp_path, spec, build, monkeypatch):
+    code = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_searches
+from lotterykit.experiments import trainings
+from lotterykit.experiments.find import find_ticket
+from lotterykit.experiments.search_spec import SearchSpec
+trainings.PIECE = 20
+build = getattr(test_searches, sys.argv[3], None)
+find_ticket(SearchSpec(**eval(sys.argv[4])), build=build, folder=Path(sys.argv[1]))
+"""
+    first = tmp_path / spec.method / "001.safetensors"
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen([*command, "" if build is None else build.__name__, repr(spec.set())]) as run:
+        while run.poll() is None and not first.exists():
+            time.sleep(0.001)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL
+    with safetensors.safe_open(first, "pt") as file:
+        content = json.loads(file.metadata()["content"])
+    assert not content["finished"]
+    steps: list[int] = []
+    took = Turn.take
+
+    def take(self, part):
+        steps.append(self.at)
+        took(self, part)
+
+    monkeypatch.setattr(Turn, "take", take)
+    monkeypatch.setattr("lotterykit.experiments.trainings.PIECE", 20)
+    found = find_ticket(spec, build=build, folder=tmp_path)
+    assert steps[0] == content["at"] > 0
+    assert found.digest() == find_ticket(spec, build=build).digest()
 
 
 def test_kill_9_loses_nothing_that_was_written(tmp_path):
@@ -173,6 +225,34 @@ def test_loaders_are_cut_at_the_ends_of_epochs(tmp_path, monkeypatch):
             run_together({"a": imp.search(state)}, setup, folder=tmp_path)
     found = run_together({"a": imp.search(state)}, setup, folder=tmp_path)["a"]
     assert set(cuts) == {6, 12, 18, 22}
+    assert found.digest() == whole.digest()
+
+
+@pytest.mark.parametrize("method", ["edge-popup", "gem-miner"])
+def test_scores_of_loaders_are_cut_at_the_ends_of_epochs(tmp_path, monkeypatch, method):
+    monkeypatch.setattr("lotterykit.experiments.trainings.PIECE", 4)
+    x, y = torch.randn(60, 6), torch.randint(3, (60,))
+    data = Loaders(DataLoader(TensorDataset(x, y), 10, shuffle=True), [(x, y)])
+    spec = SearchSpec(method=method, density=0.4, net="mine", recipe="p4/lenet", steps=4, score_epochs=6)
+
+    def build(seed):
+        return mlp([6, 9, 3], seed=seed)
+
+    whole = find_ticket(spec, build=build, data=data)
+    took, cuts = Turn.take, []
+
+    def crash(self, part):
+        took(self, part)
+        cuts.append(self.at)
+        if len(cuts) in (2, 5):
+            raise Stop
+
+    monkeypatch.setattr(Turn, "take", crash)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            find_ticket(spec, build=build, data=data, folder=tmp_path)
+    found = find_ticket(spec, build=build, data=data, folder=tmp_path)
+    assert cuts == [6, 12, 18, 24, 30, 36, 4]
     assert found.digest() == whole.digest()
 
 

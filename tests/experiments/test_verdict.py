@@ -228,6 +228,34 @@ def test_plain_json_and_lines() -> None:
 
 
 @pytest.mark.parametrize(
+    ("omp", "spread", "word"),
+    [
+        (
+            (91.0, 91.2),
+            0.01,
+            "OMP: the ticket is ahead (confidence 1.000): ticket 0.9200 at lr 0.01, omp 0.9120",
+        ),
+        ((93.0, 92.0), 0.01, "OMP: OMP is ahead (confidence 1.000): ticket 0.9200 at lr 0.01, omp 0.9300"),
+        ((91.9, 92.0), 0.5, "OMP: undecided (confidence 0."),
+    ],
+)
+def test_one_shot_pruning_is_compared_and_decides_nothing(omp, spread, word) -> None:
+    arms = runs(JACKPOT)
+    without = verdict(arms, density=0.1, epochs=160, data="cifar-10")
+    found = verdict(
+        arms | {"omp": runs({"omp": omp}, spread)["omp"]}, density=0.1, epochs=160, data="cifar-10"
+    )
+    assert found.conditions == without.conditions
+    assert found.outcome == without.outcome
+    assert without.one_shot is None
+    assert found.lines()[-1].startswith(word)
+    assert found.lines()[:-1] == without.lines()
+    plain = found.as_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["one_shot"]["second"] == pytest.approx(max(omp) / 100)
+
+
+@pytest.mark.parametrize(
     ("change", "given", "message"),
     [
         (

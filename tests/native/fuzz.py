@@ -40,7 +40,8 @@ from lotterykit.ops.spmm import backward_cpu, spmm_cpu  # noqa: E402
 from lotterykit.ops.synflow_masks import Counted, synflow_masks_cpu  # noqa: E402
 from lotterykit.ops.synflow_scores import synflow_scores_cpu  # noqa: E402
 from lotterykit.ops.topk_mask import topk_cut_cpu  # noqa: E402
-from lotterykit.training.native import NativeBatch, NativeScoreBatch  # noqa: E402
+from lotterykit.training.native import NativeBatch  # noqa: E402
+from lotterykit.training.native_scores import NativeScoreBatch  # noqa: E402
 from lotterykit.training.recipe import Recipe, Split  # noqa: E402
 from lotterykit.training.replicas import RunSpec  # noqa: E402
 from lotterykit.training.scored import ScoreTraining  # noqa: E402

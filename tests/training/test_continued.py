@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,45 @@ def test_replicas_in_two_pieces_are_bitwise_those_in_one(optimizer, cut, backend
         assert_same(one.optimizer, two.optimizer)
         assert one.curve[-len(two.curve) :] == two.curve
         assert one.metrics == two.metrics
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        ScoreTraining(density=0.3),
+        ScoreTraining(density=0.1, anneal=True, scope="global", penalty=1e-3),
+        ScoreTraining(density=0.2, gradual_every=1, bias=True),
+        ScoreTraining("gem-miner"),
+        ScoreTraining("gem-miner", 0.2, freeze_every=1, penalty=1e-3),
+        ScoreTraining("gem-miner", 0.2, freeze_every=2, scope="layer"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("cut", [8, 16])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_scores_of_replicas_in_two_pieces_are_bitwise_those_in_one(training, optimizer, cut, backend):
+    """Cut at the ends of epochs; where Gem-Miner freezes, what is evaluated there is not all it may keep."""
+    if backend == "cpu" and dispatch.missing("cpu") is not None:
+        pytest.skip(str(dispatch.missing("cpu")))
+    data, how = blobs(), replace(recipe(optimizer), evaluate_every=4)
+    specs = [RunSpec(LAYERS, data, how, seed=seed, scores=training) for seed in (1, 2)]
+    with dispatch.use_backend(backend, ops=["train_scores"]):
+        whole = train_replicas(specs)
+        parts = train_replicas(specs, steps=cut)
+        later = [
+            replace(
+                spec, scores=replace(training, start=p.scores), optimizer=p.optimizer,
+                active=p.masks if training.freezes else None,
+            )
+            for spec, p in zip(specs, parts, strict=True)
+        ]  # fmt: skip
+        rests = train_replicas(later, first=cut)
+    for one, part, rest in zip(whole, parts, rests, strict=True):
+        assert one.curve == part.curve + rest.curve
+        assert one.metrics == rest.metrics
+        for kind in ("scores", "masks", "weights", "optimizer"):
+            assert_same(getattr(one, kind), getattr(rest, kind))
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -180,5 +220,5 @@ def test_refusals():
     with pytest.raises(ArgumentError, match=r"'0\.weight/exp_avg' \[2\] is of another network"):
         train(model, data, recipe("adam"), optimizer={"0.weight/exp_avg": torch.zeros(2)})
     scored = RunSpec(LAYERS, data, recipe("sgd"), scores=ScoreTraining(density=0.5))
-    with pytest.raises(ArgumentError, match="score training starts at step 0, first is 3"):
+    with pytest.raises(ArgumentError, match="goes on at the start of an epoch of 8 steps, first is 3"):
         train_replicas([scored], first=3)

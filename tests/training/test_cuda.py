@@ -63,7 +63,7 @@ def train_scores(specs: list[RunSpec], steps: int | None = None, split: int | No
 
 
 def native_scores(specs: list[RunSpec], steps: int | None = None) -> list[RunResult]:
-    from lotterykit.training.native import NativeScoreBatch
+    from lotterykit.training.native_scores import NativeScoreBatch
 
     return NativeScoreBatch(specs, CPU).train(steps, None)
 

@@ -38,7 +38,7 @@ def native(specs: list[RunSpec], isa: str = "best"):
 
 
 def native_scores(specs: list[RunSpec], isa: str = "best"):
-    from lotterykit.training.native import NativeScoreBatch
+    from lotterykit.training.native_scores import NativeScoreBatch
 
     return NativeScoreBatch(specs, torch.device("cpu"), isa=isa)
 

@@ -325,7 +325,12 @@ def test_bad_trainings(change: dict, message: str) -> None:
     ("training", "change", "message"),
     [
         (POPUP[0], {"masks": {"0.weight": torch.ones(30, 2, dtype=torch.bool)}}, "0.weight"),
-        (POPUP[0], {"optimizer": {}}, "optimizer"),
+        (POPUP[0], {"optimizer": {"momentum_buffer": torch.ones(3)}}, "optimizer 'momentum_buffer' must be"),
+        (POPUP[0], {"active": {}}, "active is for gem-miner with a density"),
+        (ScoreTraining("gem-miner"), {"active": {}}, "active is for gem-miner with a density"),
+        (ScoreTraining("gem-miner", 0.1, freeze_every=1), {"active": {}}, "active must name 0.weight"),
+        (ScoreTraining("gem-miner", 0.1, freeze_every=1), {"active": dict.fromkeys(WEIGHTS, torch.ones(3))},
+         r"active '0\.weight' must be bool \[30, 2\], got torch.float32 \[3\]"),
         (ScoreTraining("gem-miner", 0.1), {}, "more than 5 epochs, got 3"),
         (ScoreTraining(density=0.1, gradual_every=3), {}, "edge-popup lowers .* more than 3 epochs, got 3"),
         (ScoreTraining(density=0.1, penalty=1e-4, penalty_norm=1), {}, "replicas know penalty_norm 2 only"),
