@@ -23,6 +23,7 @@ import torch
 
 from lotterykit.bench import (
     gpu_checks,
+    gpu_checks_graphs,
     gpu_checks_products,
     gpu_checks_replicas,
     gpu_checks_sparse,
@@ -57,6 +58,7 @@ STAGES: dict[str, tuple[str, float]] = {
     "check-multi_tensor": ("triton", 30),
     "gem_miner": ("triton", 20),
     "check-masked_conv2d": ("triton", 90),
+    "check-graphs": ("triton", 60),
     "masked_conv2d": ("triton", 40),
     "spmm-densities": ("cuda", 60),
     "masked_copies": ("triton", 20),
@@ -73,6 +75,7 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-threshold": gpu_checks_products.check_threshold,
     "check-masked_conv2d": gpu_checks_products.check_masked_conv2d,
     "check-multi_tensor": gpu_checks_products.check_multi_tensor,
+    "check-graphs": gpu_checks_graphs.check_graphs,
     "check-synflow": gpu_synflow.check_synflow,
     "check-match_neurons": gpu_synflow.check_match_neurons,
     "check-masked_conv2d-large": gpu_checks_products.check_masked_conv2d_large,

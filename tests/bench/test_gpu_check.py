@@ -181,3 +181,29 @@ def test_product_tables_hold_their_peers():
     assert len(gpu_goals.verdicts("synflow", tables[-1])) == 2
     gpu_goals_products.time_masked_copies(tables.append, tensors=2, side=5, device="cpu")
     assert set(tables[-1]["bf16"]) == {"ours", "multiply-and-cast"}
+
+
+def test_graph_check_passes_in_the_interpreter_and_sees_a_graph_that_stands_still():
+    pytest.importorskip("triton")
+    code = """
+from lotterykit.bench import gpu_checks_graphs as checks
+checks.WARM = checks.REPLAYS = 1
+checks.BATCH, checks.SIDE, checks.WIDTH = 2, 3, 4
+assert checks.check_graphs(device="cpu") == []
+def still(step, device):
+    checks._warmed(step)
+    return lambda: None
+checks._captured = still
+assert [text.split(":")[0] for text in checks.check_graphs(device="cpu")] == [
+    "masked training", "masked training, autocast", "masked_copies", "gem-miner training",
+]
+print("done")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "done" in done.stdout, done.stderr[-3000:]
