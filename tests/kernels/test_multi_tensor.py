@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from interpreted import interpret
 from lotterykit.kernels import multi_tensor
 from lotterykit.kernels.multi_tensor import BLOCK, plan_of
 
@@ -75,3 +76,48 @@ def test_only_the_last_plans_are_kept():
     assert multi_tensor._remembered.cache_info().currsize == many
     assert planned([(tensors[-1],)], [1]) is plans[-1]
     assert planned([(tensors[0],)], [1]) is not plans[0]
+
+
+AUTOCAST = """
+import torch
+from lotterykit.kernels import multi_tensor
+from lotterykit.nn.convert import convert_
+from lotterykit.ops import dispatch
+calls, real = [], multi_tensor.masked_copies
+multi_tensor.masked_copies = lambda *a: (calls.append(a[0][0].shape), real(*a))
+from torch import nn
+for layer, shape in ((nn.Linear(9, 5), (4, 9)), (nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 5, 5)),
+                     (nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), (2, 4, 5, 5)),
+                     (nn.Conv1d(3, 2, 2), (2, 3, 7))):
+    mask = torch.rand_like(layer.weight) < 0.5
+    convert_(layer, masks={"weight": mask})
+    with torch.no_grad():
+        layer.weight.mul_(64).round_().div_(64)  # bfloat16 holds them
+    x = torch.randn(shape)
+    found = []
+    for backend, launches in (("reference", 0), ("triton", 1)):
+        calls.clear()
+        with dispatch.use_backend(backend, ops=["masked_copies"]), torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        gradients = torch.autograd.grad(y.float().square().sum(), (layer.weight, layer.bias))
+        assert len(calls) == launches, (layer, backend, calls)
+        assert y.dtype == torch.bfloat16 and gradients[0].dtype == torch.float32
+        assert not gradients[0][~mask].any() and gradients[0].any()
+        found.append((y, *gradients))
+    torch.testing.assert_close(*found, rtol=0.01, atol=0.01)
+calls.clear()
+with dispatch.use_backend("triton", ops=["masked_copies"]):
+    layer(x)
+    with torch.autocast("cpu", torch.bfloat16), dispatch.use_backend("triton", ops=["masked_conv2d"]):
+        layer(x)  # masks in its own loads
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.func.functional_call(layer, dict(layer.named_parameters()), (x,))
+        assert len(calls) == 1
+        torch.vmap(lambda one: layer(one))(x)
+assert len(calls) == 1, calls
+print("done")
+"""
+
+
+def test_masked_layers_under_autocast_are_copied_in_one_launch_where_dispatch_says_so():
+    assert "done" in interpret("-c", AUTOCAST).stdout
