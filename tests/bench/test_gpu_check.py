@@ -105,16 +105,6 @@ def test_tables_of_the_sparse_products_hold_all_peers_and_give_verdicts():
     gpu_goals_sparse.time_sddmm(tables.append, shape=(8, 30, 20), device="cpu", seconds=0.01)
     assert all(set(row) == {"ours", "dense-masked"} for row in tables[-1].values())
     assert len(gpu_goals_sparse.verdicts("sddmm", tables[-1])) == 2
-    few = (0.5, 0.001)
-    gpu_goals_sparse.time_spmm_densities(
-        tables.append, shape=(8, 30, 20), densities=few, device="cpu", seconds=0.01
-    )
-    assert len(tables[-1]) == 4
-    lines = gpu_goals_sparse.verdicts("spmm-densities", tables[-1])
-    assert all("G7" in text and "sparse is" in text for text in lines)
-    assert gpu_goals_sparse.verdicts("spmm-densities", {}) == [
-        "G7: not measured (dispatcher over densities .5 to .001)"
-    ]
 
 
 def test_of_several_peers_the_fastest_counts_and_one_that_cannot_run_is_named(capsys):
