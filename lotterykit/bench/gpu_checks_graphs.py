@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lotterykit.nn.convert import convert_
-from lotterykit.ops.dispatch import use_backend
+from lotterykit.ops.dispatch import missing, use_backend
 from lotterykit.ops.masked_copies import masked_copies
 from lotterykit.training.optimizer import mask_optimizer_
 from lotterykit.training.scored import ScoreTraining
@@ -22,8 +22,8 @@ Step = Callable[[], None]
 
 
 def check_graphs(*, device: str = "cuda") -> list[str]:
-    """Masked training, mask-and-cast copies and Gem-Miner's training, each step by step and as a graph; on a
-    CPU, where there are no graphs, the steps run a second time."""
+    """Masked and sparse training, mask-and-cast copies and Gem-Miner's training, each step by step and as a
+    graph; on a CPU, where there are no graphs, the steps run a second time."""
     failures = []
     with use_backend("triton", ops=("masked_linear", "masked_conv2d", "masked_copies")):
         failures += _check("masked training", _masked_training, device)
@@ -31,6 +31,9 @@ def check_graphs(*, device: str = "cuda") -> list[str]:
         failures += _check("masked_copies", _copying, device)
     with use_backend("triton", ops=["masked_copies"]):  # and the vendor's products, free in their sums' order
         failures += _check("masked training by copies", _masked_autocast, device, near=1e-3)
+    if device != "cuda" or missing("cuda") is None:
+        with use_backend("cuda" if device == "cuda" else "auto", ops=("spmm", "sddmm")):
+            failures += _check("sparse training", _sparse_training, device, near=1e-3)
     with use_backend("triton", ops=("threshold_linear", "threshold_conv2d", "gem_miner_step")):
         failures += _check("gem-miner training", _gem_miner, device)
     return failures
@@ -122,10 +125,15 @@ def _batch(device: str) -> list[Tensor]:
     return [torch.randn(BATCH, 3, SIDE, SIDE, device=device), torch.randint(10, (BATCH,), device=device)]
 
 
-def _masked_training(device: str, *, autocast: bool = False) -> tuple[Step, list[Tensor], list[Tensor]]:
+def _masked_training(
+    device: str, *, autocast: bool = False, sparse: bool = False
+) -> tuple[Step, list[Tensor], list[Tensor]]:
+    """One step of SGD; of a sparse network the linear layers alone are, as convolutions have no kernel."""
     model = _network(device)
     weights = {name: p for name, p in model.named_parameters() if name.endswith("weight")}
     convert_(model, masks={name: torch.rand_like(p) < 0.3 for name, p in weights.items()})
+    if sparse:
+        convert_(model, filter_fn=lambda _, layer: isinstance(layer, nn.Linear), format="sparse")
     optimizer = mask_optimizer_(torch.optim.SGD(model.parameters(), 0.05, 0.9), model)
     x, y = _batch(device)
 
@@ -141,6 +149,10 @@ def _masked_training(device: str, *, autocast: bool = False) -> tuple[Step, list
 
 def _masked_autocast(device: str) -> tuple[Step, list[Tensor], list[Tensor]]:
     return _masked_training(device, autocast=True)
+
+
+def _sparse_training(device: str) -> tuple[Step, list[Tensor], list[Tensor]]:
+    return _masked_training(device, sparse=True)
 
 
 def _copying(device: str) -> tuple[Step, list[Tensor], list[Tensor]]:
