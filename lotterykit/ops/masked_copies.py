@@ -55,6 +55,8 @@ def lowered_kept(op: str, weight: Tensor, mask: Tensor) -> Tensor | None:
         return None
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
+    if torch._C._len_torch_dispatch_stack():  # a mode looks on, whose tensors may hold nothing
+        return None
     if mask.dtype != torch.bool or mask.shape != weight.shape or mask.device != weight.device:
         return None  # which `op` refuses in its own words
     dtype = torch.get_autocast_dtype(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -190,8 +191,10 @@ class ScoredTraining:
                     value.masked_fill_(frozen, 0.0)
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._stepped = step_scores_(optimizer, self.layers.values(), self.training)
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:  # else the gradients are yet to come
+            self._stepped = step_scores_(optimizer, self.layers.values(), self.training)
         for layer in self.layers.values():
             scores = layer.weight_score
             if scores.grad is None:

@@ -96,6 +96,26 @@ def test_other_trainings_and_plain_torch_are_left_to_the_optimizer(monkeypatch):
     assert refused(ScoreTraining("gem-miner", penalty=1e-2, penalty_norm=1), make)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_closure_brings_gradients_of_its_own(monkeypatch, by_name):
+    def stepped(*_):
+        raise AssertionError("stepped by gradients that the closure is about to replace")
+
+    monkeypatch.setattr("lotterykit.training.scored_module.step_scores_", stepped)
+    run = ScoredTraining(model := network(), TRAINING, 3)
+    optimizer = run.attach_(torch.optim.SGD(run.parameters, 0.1, 0.9))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(1, 3, 4, 4)).sum()
+        loss.backward()
+        return loss
+
+    before = run.scores
+    optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert any(not torch.equal(a, b) for a, b in zip(before.values(), run.scores.values(), strict=True))
+
+
 INTERPRETED = """
 import torch
 from lotterykit.kernels import multi_tensor
