@@ -23,9 +23,11 @@ import torch
 
 from lotterykit.bench import (
     gpu_checks,
+    gpu_checks_graphs,
     gpu_checks_products,
     gpu_checks_replicas,
     gpu_checks_sparse,
+    gpu_crossover,
     gpu_goals,
     gpu_goals_products,
     gpu_goals_replicas,
@@ -57,8 +59,9 @@ STAGES: dict[str, tuple[str, float]] = {
     "check-multi_tensor": ("triton", 30),
     "gem_miner": ("triton", 20),
     "check-masked_conv2d": ("triton", 90),
+    "check-graphs": ("triton", 60),
     "masked_conv2d": ("triton", 40),
-    "spmm-densities": ("cuda", 60),
+    "crossover": ("cuda", 90),
     "masked_copies": ("triton", 20),
     "check-match_neurons": ("triton", 30),
     "check-masked_linear-large": ("triton", 60),
@@ -73,6 +76,7 @@ CHECKS: dict[str, Callable[[], list[str]]] = {
     "check-threshold": gpu_checks_products.check_threshold,
     "check-masked_conv2d": gpu_checks_products.check_masked_conv2d,
     "check-multi_tensor": gpu_checks_products.check_multi_tensor,
+    "check-graphs": gpu_checks_graphs.check_graphs,
     "check-synflow": gpu_synflow.check_synflow,
     "check-match_neurons": gpu_synflow.check_match_neurons,
     "check-masked_conv2d-large": gpu_checks_products.check_masked_conv2d_large,
@@ -88,14 +92,19 @@ TIMINGS: dict[str, Callable[[gpu_goals.Report], None]] = {
     "replicas": gpu_goals_replicas.time_replicas,
     "spmm": gpu_goals_sparse.time_spmm,
     "sddmm": gpu_goals_sparse.time_sddmm,
-    "spmm-densities": gpu_goals_sparse.time_spmm_densities,
+    "crossover": gpu_crossover.time_crossover,
     "synflow": gpu_synflow.time_synflow,
     "edge_popup": gpu_goals_products.time_edge_popup,
     "gem_miner": gpu_goals_products.time_gem_miner,
     "masked_conv2d": gpu_goals_products.time_masked_conv2d,
     "masked_copies": gpu_goals_products.time_masked_copies,
 }
-VERDICTS = (gpu_goals.verdicts, gpu_goals_replicas.verdicts, gpu_goals_sparse.verdicts)
+VERDICTS = (
+    gpu_goals.verdicts,
+    gpu_goals_replicas.verdicts,
+    gpu_goals_sparse.verdicts,
+    gpu_crossover.verdicts,
+)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@
 Square linear layers, and 3x3 convolutions of as many channels out as in ("channels x height and width",
 padding 1), with a bias, float32, one thread, the gradient of x included; the layers take turns, as in
 `lotterykit bench`. Results are checked before they are timed. Prints ratios of medians and writes
-results/<machine>-layers.json, which `CROSSOVERS` of lotterykit/nn/crossover.py cites.
+results/<machine>-layers.json, which `CROSSOVERS` of lotterykit/ops/crossovers.py cites.
 """
 
 from __future__ import annotations

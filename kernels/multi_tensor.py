@@ -6,7 +6,9 @@ for each chunk of BLOCK entries the tensor it belongs to. Tensors are read flat,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -102,30 +104,90 @@ def gem_miner(
         tl.store(m, momentum, inside)
 
 
-def plan_of(rows: Sequence[Sequence[Tensor | None]], sizes: Sequence[int]) -> tuple[Tensor, int, bool]:
-    """The plan on the CPU, how many chunks it has, and whether every address is a multiple of 16."""
-    chunks = torch.tensor([triton.cdiv(size, BLOCK) for size in sizes])
-    table = torch.tensor([[0 if t is None else t.data_ptr() for t in row] for row in rows])
-    last = torch.stack([torch.tensor(sizes), chunks.cumsum(0) - chunks], 1)
-    owners = torch.arange(len(sizes)).repeat_interleave(chunks)
-    aligned = not bool((table % 16).any())
-    return torch.cat([torch.cat([table, last], 1).flatten(), owners]), len(owners), aligned
+class Plan(NamedTuple):
+    """`table`: what a launch reads, on its device; `chunks`: its programs; `aligned`: whether every address
+    is a multiple of 16."""
+
+    table: Tensor
+    chunks: int
+    aligned: bool
+
+
+def plan_of(rows: Sequence[Sequence[Tensor | None]], sizes: Sequence[int], device: torch.device) -> Plan:
+    """The plan of tensors on `device`: that of an earlier call with the same addresses and sizes, if it was
+    one of the last, so that a step which is repeated copies nothing to the device and never waits for it.
+
+    A CUDA graph that is being captured gets a plan of its own, which its launches write from their arguments:
+    nothing is copied then either, and the plan lives as long as the graph.
+    """
+    addresses = tuple(0 if t is None else t.data_ptr() for row in rows for t in row)
+    if _capturing(device):
+        return _made(addresses, tuple(sizes), device, _written)
+    # a plan is for the stream that it was copied on: nothing orders that copy before other streams' launches
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _remembered(addresses, tuple(sizes), device, stream)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(
+    addresses: tuple[int, ...], sizes: tuple[int, ...], device: torch.device, stream: int
+) -> Plan:
+    return _made(addresses, sizes, device, _copied)
+
+
+def _made(
+    addresses: tuple[int, ...],
+    sizes: tuple[int, ...],
+    device: torch.device,
+    place: Callable[[list[int], torch.device], Tensor],
+) -> Plan:
+    """`place` brings the numbers of the rows to the device."""
+    wide, first, numbers = len(addresses) // max(1, len(sizes)), 0, []
+    for number, size in enumerate(sizes):
+        numbers += [*addresses[number * wide : (number + 1) * wide], size, first]
+        first += triton.cdiv(size, BLOCK)
+    aligned = all(address % 16 == 0 for address in addresses)
+    if first == 0:
+        return Plan(torch.empty(0, dtype=torch.int64, device=device), 0, aligned)
+    rows = place(numbers, device)
+    # of tensors that begin at one chunk all but the last are empty
+    starts = rows.view(len(sizes), -1)[:, -1].contiguous()
+    owners = torch.searchsorted(starts, torch.arange(first, device=device), right=True) - 1
+    return Plan(torch.cat([rows, owners]), first, aligned)
+
+
+def _copied(numbers: list[int], device: torch.device) -> Tensor:
+    table = torch.tensor(numbers, dtype=torch.int64)
+    # from pinned memory, as a copy from any other waits for the stream
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+def _written(numbers: list[int], device: torch.device) -> Tensor:
+    """By launches that carry the numbers in their arguments."""
+    table = torch.zeros(len(numbers), dtype=torch.int64, device=device)
+    torch._foreach_add_(list(table.unbind()), numbers)
+    return table
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def masked_copies(weights: Sequence[Tensor], bits: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     """Write w where kept, else 0, to each target. All flat and contiguous; the weights share a dtype, the
     targets theirs; bits: uint8 `[ceil(entries / 8)]`, the lowest first."""
-    plan, chunks, aligned = plan_of(
-        list(zip(weights, bits, targets, strict=True)), [w.numel() for w in weights]
-    )
-    if chunks == 0:
+    device = weights[0].device
+    rows = list(zip(weights, bits, targets, strict=True))
+    plan = plan_of(rows, [w.numel() for w in weights], device)
+    if plan.chunks == 0:
         return
-    tiles.check_kernel(masked_copy, weights[0].device)
+    tiles.check_kernel(masked_copy, device)
     values = {
-        "plan": plan.to(weights[0].device), "tensors": len(weights),
-        "FROM": TYPES[weights[0].dtype], "TO": TYPES[targets[0].dtype], "ALIGNED": aligned, "BLOCK": BLOCK,
+        "plan": plan.table, "tensors": len(weights),
+        "FROM": TYPES[weights[0].dtype], "TO": TYPES[targets[0].dtype],
+        "ALIGNED": plan.aligned, "BLOCK": BLOCK,
     }  # fmt: skip
-    tiles.launch(masked_copy, chunks, weights[0].device, values, WARPS, 1)
+    tiles.launch(masked_copy, plan.chunks, device, values, WARPS, 1)
 
 
 def gem_miner_step(
@@ -140,12 +202,13 @@ def gem_miner_step(
     """Step scores and momenta in place. All float32 (active: bool), contiguous."""
     frozen = [None] * len(scores) if active is None else list(active)
     rows = list(zip(scores, gradients, momenta, frozen, strict=True))
-    plan, chunks, aligned = plan_of(rows, [s.numel() for s in scores])
-    if chunks == 0:
+    device = scores[0].device
+    plan = plan_of(rows, [s.numel() for s in scores], device)
+    if plan.chunks == 0:
         return
-    tiles.check_kernel(gem_miner, scores[0].device)
+    tiles.check_kernel(gem_miner, device)
     values = {
-        "plan": plan.to(scores[0].device), "tensors": len(scores), "rate": rate, "inertia": inertia,
-        "slope": slope, "HAS_ACTIVE": active is not None, "ALIGNED": aligned, "BLOCK": BLOCK,
+        "plan": plan.table, "tensors": len(scores), "rate": rate, "inertia": inertia, "slope": slope,
+        "HAS_ACTIVE": active is not None, "ALIGNED": plan.aligned, "BLOCK": BLOCK,
     }  # fmt: skip
-    tiles.launch(gem_miner, chunks, scores[0].device, values, WARPS, 1)
+    tiles.launch(gem_miner, plan.chunks, device, values, WARPS, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lotterykit.bench import results
 from lotterykit.bench.peers import PEERS
-from lotterykit.nn.crossover import Crossover
+from lotterykit.ops.crossovers import Crossover
 from lotterykit.ops.dispatch import Route
 
 # At which a crossover is measured
@@ -74,8 +74,11 @@ def unfounded(crossover: Crossover, rows: Sequence[Mapping[str, Any]]) -> str | 
     """Where `rows` do not show the sparse layer to be the fastest within a crossover, or None.
 
     They must hold its smallest layer at its highest density, with each of its kind's BATCHES, and the sparse
-    layer must be faster than every other in every row within.
+    layer must be faster than every other in every row within. Crossovers of a GPU are judged by
+    lotterykit.bench.gpu_crossover.
     """
+    if crossover.density is None:
+        return "no density is measured"
     kind = [r for r in rows if r["op"] == f"{crossover.kind}-layer"]
     within = [r for r in kind if r["weights"] >= crossover.weights and r["density"] <= crossover.density]
     edge = {

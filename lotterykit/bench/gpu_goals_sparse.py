@@ -1,4 +1,4 @@
-"""The GPU goals of the sparse products, each against all its peers: G3 to G7."""
+"""The GPU goals of the sparse products, each against all its peers: G3 to G6."""
 
 from __future__ import annotations
 
@@ -123,23 +123,6 @@ def time_sddmm(
         _time_row(table, f"{name} 0.01", layers(shape, 0.01, dtype, device), DW, report, device, seconds)
 
 
-def time_spmm_densities(
-    report: Report,
-    *,
-    shape: tuple[int, int, int] = (4096, 4096, 4096),
-    densities: tuple[float, ...] = (0.01, 0.03, 0.1, 0.003, 0.001, 0.05, 0.02, 0.2, 0.5),
-    device: str = "cuda",
-    seconds: float = 0.2,
-) -> None:
-    """Where the sparse product overtakes the dense one: what a row of ROUTES or a crossover is made of."""
-    table: dict[str, Any] = {}
-    peers = {name: PRODUCTS[name] for name in ("ours", "dense", "dense-masked")}
-    for density in densities:
-        for name, dtype in TYPES.items():
-            sets = layers(shape, density, dtype, device)
-            _time_row(table, f"{name} {density:g}", sets, peers, report, device, seconds)
-
-
 def _time_row(
     table: dict[str, Any],
     row: str,
@@ -173,20 +156,4 @@ def verdicts(topic: str, table: dict[str, Any]) -> list[str]:
         others = [times[peer] for peer in peers if peer in times]
         found = min(others) / times["ours"] if "ours" in times and others else None
         lines.append(line(goal, what, found, wanted))
-    return lines + (_crossovers(table) if topic == "spmm-densities" else [])
-
-
-def _crossovers(table: dict[str, Any]) -> list[str]:
-    """G7 judges the dispatcher, which takes no unmeasured kernel: what there is to say is where to switch."""
-    lines = []
-    for name in TYPES:
-        measured = [
-            (float(row.split()[1]), times)
-            for row, times in table.items()
-            if row.startswith(name) and {"ours", "dense"} <= times.keys()
-        ]
-        won = [density for density, times in measured if times["ours"]["us"] <= times["dense"]["us"]]
-        where = f"sparse is faster up to density {max(won):g}" if won else "sparse is nowhere faster"
-        if measured:
-            lines.append(f"G7 {name}: not measured, as nothing is dispatched to unmeasured rows; {where}")
-    return lines or [line("G7", "dispatcher over densities .5 to .001", None, 0.95)]
+    return lines

@@ -39,7 +39,7 @@ def convert_(
     the torch layers are left alone: their forward is theirs.
 
     format: "masked", a dense weight and its mask; "sparse", kept weights only (what was pruned is forgotten,
-    and 0 after a way back); "auto", by the measured crossovers of `lotterykit.nn.crossover`: `layer.format`
+    and 0 after a way back); "auto", by the measured crossovers of `lotterykit.ops.crossovers`: `layer.format`
     and `layer.format_reason`, and so `print(model)`, tell what was chosen and why. A sparse layer's parameter
     is `values` `[nnz]`, so an optimizer that has made steps must be passed as `optimizer`: its state follows,
     that of kept weights alone into a sparse layer. Wrap in DDP after converting.

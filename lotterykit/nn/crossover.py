@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 
+from lotterykit.ops.crossovers import CROSSOVERS, crossovers_of, unmeasured
 from lotterykit.ops.dispatch import missing
 
-
-class Crossover(NamedTuple):
-    """Layers of `kind` with at least `weights` weights, kept or not, are sparse up to this `density`."""
-
-    kind: str
-    weights: int
-    density: float
-    evidence: str
-
-
-# Forward + backward of a whole layer: sparse beats masked and plain at each batch and image size measured.
-# Smaller linear layers are overhead, where only a native training loop helps. Rows are tried in order.
-EVIDENCE = "benchmarks/results/x86_64-avx512-layers.json"
-CROSSOVERS: tuple[Crossover, ...] = (
-    Crossover("linear", 256 * 256, 0.3, EVIDENCE),
-    Crossover("conv2d", 16 * 16 * 9, 0.1, EVIDENCE),
-)
 KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.Conv1d: "conv1d",
@@ -41,20 +23,25 @@ def choose(
     kind = KINDS[plain]
     if density is None:
         return "masked", "the mask cannot be counted now"
-    if device != "cpu" or dtype not in (torch.float32, torch.float64):
+    if device not in {row.device for row in CROSSOVERS} or (
+        device == "cpu" and dtype not in (torch.float32, torch.float64)
+    ):
         name = str(dtype).removeprefix("torch.")
         return "masked", f"the sparse kernels take float32 and float64 on cpu, not {name} on {device}"
-    if (reason := missing("cpu")) is not None:
+    if (reason := missing(device)) is not None:  # backends have the names of their devices
         return "masked", reason
-    rows = [row for row in CROSSOVERS if row.kind == kind]
-    if not rows:
+    rows = crossovers_of(kind, device, dtype)
+    if device == "cpu" and not rows:
         return "masked", f"no measurement of sparse {kind} layers"
     size = f"{kind} of {weights} weights at density {density:.4g}"
-    fitting = [row for row in rows if weights >= row.weights]
+    measured = [(row, row.density) for row in rows if row.density is not None]
+    if not measured:
+        return "masked", unmeasured(kind, device, dtype)
+    fitting = [(row, most) for row, most in measured if weights >= row.weights]
     if not fitting:
-        least = min(row.weights for row in rows)
+        least = min(row.weights for row, _ in measured)
         return "masked", f"{size}, sparse is measured faster from {least} weights on"
-    for row in fitting:
-        if density <= row.density:
-            return "sparse", f"{size}, measured faster up to {row.density:g} ({row.evidence})"
-    return "masked", f"{size}, sparse is measured faster up to {max(row.density for row in fitting):g}"
+    for row, most in fitting:
+        if density <= most:
+            return "sparse", f"{size}, measured faster up to {most:g} ({row.evidence})"
+    return "masked", f"{size}, sparse is measured faster up to {max(most for _, most in fitting):g}"

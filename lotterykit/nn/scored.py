@@ -64,7 +64,7 @@ class Scored:
 
         Gem-Miner's freezing. A score of 0 may still get a gradient, which whoever trains it has to drop.
         """
-        self.weight_active = active.clone()
+        self.weight_active = torch.empty_like(self.weight_score, dtype=torch.bool).copy_(active)
         self.weight_score.masked_fill_(~active, 0.0)
 
     def reset_scores(self) -> None:

@@ -209,7 +209,9 @@ def _load(kernel: str) -> Callable[..., object]:
 
 
 def explain(op: str, *args: object, **kwargs: object) -> str:
-    """Which backend `lk.ops.<op>(*args, **kwargs)` would take, and why each row before it was passed over."""
+    """Which backend `lk.ops.<op>(*args, **kwargs)` would take, and why each row before it was passed over; of
+    the products of layers also which format `format="auto"` gives such a layer."""
+    from lotterykit.ops.crossovers import told
     from lotterykit.ops.routes import OWNERS
 
     _check_op(op)
@@ -228,6 +230,8 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
             lines.append(f"  {route.backend}: {'stands after the chosen row' if reason is None else reason}")
     if not chosen:
         lines.append("  no backend can serve this call")
+    if (formats := told(op, call.device, call.dtype)) is not None:
+        lines.append(f"  layers of format='auto': {formats}")
     return "\n".join(lines)
 
 

@@ -27,17 +27,23 @@ class BitMask:
 
     @property
     def bits(self) -> Tensor:
-        if self._bits is None:
-            self._bits = pack_bits(self._mask)
-        return self._bits
+        if self._bits is not None:
+            return self._bits
+        bits = pack_bits(self._mask)
+        if not _capturing(self._mask):
+            self._bits = bits
+        return bits
 
     def flat_bits(self, channels_last: bool = False) -> Tensor:
         """Uint8 `[ceil(entries / 8)]`: the mask flat, as a contiguous or a channels-last weight lies in
         memory; entry e is bit e % 8 of byte e // 8."""
-        if channels_last not in self._flat:
-            mask = self._mask.permute(0, 2, 3, 1) if channels_last else self._mask
-            self._flat[channels_last] = pack_bits(mask.reshape(1, -1)).view(-1)
-        return self._flat[channels_last]
+        if channels_last in self._flat:
+            return self._flat[channels_last]
+        mask = self._mask.permute(0, 2, 3, 1) if channels_last else self._mask
+        bits = pack_bits(mask.reshape(1, -1)).view(-1)
+        if not _capturing(self._mask):
+            self._flat[channels_last] = bits
+        return bits
 
     @property
     def count(self) -> int:
@@ -63,7 +69,8 @@ def bit_mask(mask: Tensor) -> BitMask:
     """The `BitMask` of a bool tensor, from the cache while `mask` is unchanged.
 
     A change in place is seen by the tensor's version counter; writes that hide from it (through `.data`
-    or a numpy view) are not. Tensors made in inference mode have no counter and are never cached.
+    or a numpy view) are not. Tensors made in inference mode have no counter and are never cached. A CUDA
+    graph reads the bits that were there at its capture, or packs the mask anew at every replay.
     """
     if mask.is_inference():
         return BitMask(mask)
@@ -71,8 +78,15 @@ def bit_mask(mask: Tensor) -> BitMask:
     entry = _cache.get(mask)
     if entry is None or entry[0] != state:
         entry = (state, BitMask(mask))
-        _cache[mask] = entry
+        if not _capturing(mask):
+            _cache[mask] = entry
     return entry[1]
+
+
+def _capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured: what it computes is there at its replay, not before, so nobody
+    else may be given it."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def known_density(mask: Tensor) -> float | None:
@@ -86,7 +100,7 @@ def known_density(mask: Tensor) -> float | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(mask):
         return None
     bits = bit_mask(mask)
-    if mask.device.type == "cuda" and not bits.counted and torch.cuda.is_current_stream_capturing():
+    if not bits.counted and _capturing(mask):
         return None
     return bits.density
 
@@ -102,8 +116,8 @@ def pack_bits(mask: Tensor) -> Tensor:
     rows = (mask.shape[0], *mask.shape[2:])
     padded = torch.zeros(*rows, width * 8, dtype=torch.uint8, device=mask.device)
     padded[..., :columns] = mask.movedim(1, -1)
-    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8).to(mask.device)
-    return (padded.view(*rows, width, 8) * places).sum(-1, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (padded.view(*rows, width, 8) << places).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, columns: int) -> Tensor:

@@ -29,9 +29,10 @@ def gem_miner_step_(
     """Update p and its momentum m in place: g = dL/dp + 2 penalty p, 0 where frozen; m = momentum m + g;
     p = p - lr m, projected to [0, 1].
 
-    scores, gradients, momenta: contiguous tensors of one floating dtype and device, of the same shapes;
-    momenta start as zeros, frozen scores and their momenta are 0 already. active: bool tensors, False =
-    frozen, or None. lr, momentum, penalty: finite, at least 0. A NaN stays. Raises `ArgumentError`.
+    scores, gradients, momenta: tensors of one floating dtype and device, of the same shapes, each of them and
+    its `active` all contiguous or all channels-last; momenta start as zeros, frozen scores and their momenta
+    are 0 already. active: bool tensors, False = frozen, or None. lr, momentum, penalty: finite, at least 0. A
+    NaN stays. A CUDA graph keeps the numbers of its capture. Raises `ArgumentError`.
 
     >>> p, m = torch.tensor([0.5, 0.9]), torch.zeros(2)
     >>> gem_miner_step_([p], [torch.tensor([1.0, -2.0])], [m], lr=0.1)
@@ -78,6 +79,14 @@ def _call(scores: Sequence[Tensor]) -> Call:
     return Call("gem_miner_step", scores[0].device.type, scores[0].dtype)
 
 
+def is_laid_as(t: Tensor, scores: Tensor) -> bool:
+    """Whether both are read in one order by who reads them as they lie in memory."""
+    if scores.is_contiguous():
+        return t.is_contiguous()
+    last = torch.channels_last
+    return scores.is_contiguous(memory_format=last) and t.is_contiguous(memory_format=last)
+
+
 def _check(scores: object, gradients: object, momenta: object, active: object) -> None:
     given = {"scores": scores, "gradients": gradients, "momenta": momenta}
     if active is not None:
@@ -95,13 +104,18 @@ def _check(scores: object, gradients: object, momenta: object, active: object) -
                 f"gem_miner_step_: {len(scores)} scores need as many {name}, got {len(tensors)}"
             )
         for number, (t, p) in enumerate(zip(tensors, scores, strict=True)):
-            if not isinstance(t, Tensor) or t.layout is not torch.strided or not t.is_contiguous():
-                raise ArgumentError(f"gem_miner_step_: {name}[{number}] must be a dense contiguous tensor")
+            if not isinstance(t, Tensor) or t.layout is not torch.strided:
+                raise ArgumentError(f"gem_miner_step_: {name}[{number}] must be a dense tensor")
             wanted = torch.bool if name == "active" else scores[0].dtype
             if t.dtype != wanted or t.shape != p.shape or t.device != scores[0].device:
                 raise ArgumentError(
                     f"gem_miner_step_: {name}[{number}] must be {wanted} {tuple(p.shape)} on "
                     f"{scores[0].device}, got {t.dtype} {tuple(t.shape)} on {t.device}"
+                )
+            if not is_laid_as(t, p):
+                raise ArgumentError(
+                    f"gem_miner_step_: {name}[{number}] must be contiguous, "
+                    f"or channels-last where scores[{number}] is"
                 )
             if not p.is_floating_point():
                 raise ArgumentError(f"gem_miner_step_: scores[{number}] must be floating, got {p.dtype}")

@@ -25,6 +25,7 @@ from lotterykit.ops.conv_geometry import (
     plain,
 )
 from lotterykit.ops.formats import bit_mask, known_density
+from lotterykit.ops.masked_copies import lowered_kept
 from lotterykit.ops.operands import transformed
 
 OP = "masked_conv2d"
@@ -136,9 +137,15 @@ def sample_inputs(
 
 
 def _convolution(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, geometry: list[int]) -> Tensor:
-    x, weight, bias = autocast(x, weight, bias)
+    kept = None
+    if torch._C._is_any_autocast_enabled():
+        kept = lowered_kept(OP, weight.reshape(mask.shape), mask)
+    x, weight, bias = autocast(x, weight if kept is None else kept.view(weight.shape), bias)
     _check_layer(x, weight, bias)
     check_images(OP, x, weight, geometry)
+    if kept is not None:
+        images, rest = of_torch(x, geometry)
+        return F.conv2d(images, weight, bias, *rest)
     if torch._C._are_functorch_transforms_active():
         return transformed(OP, masked_conv2d_reference, x, weight, mask, bias, geometry)
     if torch.compiler.is_compiling():

@@ -1,19 +1,22 @@
 """`masked_copies`: the kept weights of many tensors, in another dtype if wanted, by one launch on a GPU.
 
 Where a dense product is bound by arithmetic, so that selecting inside it gains nothing, its operands are made
-with this and the product is the vendor's.
+with this and the product is the vendor's: that is what masked layers do under autocast where `masked_linear`
+and `masked_conv2d` are left to torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lotterykit.errors import ArgumentError
-from lotterykit.ops.dispatch import Call, load, select
-from lotterykit.ops.formats import bit_mask
+from lotterykit.ops.autocast import DEVICES
+from lotterykit.ops.dispatch import Call, forced_backend, load, select
+from lotterykit.ops.formats import bit_mask, known_density
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -38,6 +41,45 @@ def masked_copies(
     if route.backend == "triton":
         return _by_kernel(load(route), plain, masks, wanted)
     return masked_copies_reference(plain, masks, wanted)
+
+
+def lowered_kept(op: str, weight: Tensor, mask: Tensor) -> Tensor | None:
+    """Under autocast, a float32 weight in its dtype where kept, else 0, by one launch and differentiable:
+    where dispatch leaves `op` to torch's own product and has a kernel for `masked_copies`; else None."""
+    device = weight.device.type
+    if weight.dtype != torch.float32 or device not in DEVICES or not torch.is_autocast_enabled(device):
+        return None
+    if (
+        weight.is_cpu and forced_backend("masked_copies") is None
+    ):  # nothing but Triton's interpreter serves it
+        return None
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if torch._C._len_torch_dispatch_stack():  # a mode looks on, whose tensors may hold nothing
+        return None
+    if mask.dtype != torch.bool or mask.shape != weight.shape or mask.device != weight.device:
+        return None  # which `op` refuses in its own words
+    dtype = torch.get_autocast_dtype(device)
+    if select(Call(op, device, dtype, known_density(mask))).backend != "reference":
+        return None
+    if dtype not in FLOATING or select(call_of([weight], [mask])).backend == "reference":
+        return None
+    return _Lowered.apply(weight, mask, dtype)  # type: ignore[no-any-return]
+
+
+class _Lowered(torch.autograd.Function):
+    """A masked copy whose gradient goes to the kept weights."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.dtype = weight.dtype
+        return masked_copies([weight], [mask], dtype=dtype)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.where(mask, gradients[0], 0.0).to(ctx.dtype), None, None
 
 
 def masked_copies_reference(

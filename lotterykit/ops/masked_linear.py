@@ -20,6 +20,7 @@ from lotterykit.ops import dispatch
 from lotterykit.ops.autocast import autocast
 from lotterykit.ops.formats import bit_mask, known_density
 from lotterykit.ops.kept import kept_by
+from lotterykit.ops.masked_copies import lowered_kept
 
 
 class Products(NamedTuple):
@@ -47,7 +48,11 @@ def masked_linear(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None =
     Raises `ArgumentError` on shapes, dtypes or devices that do not fit.
     """
     if torch._C._is_any_autocast_enabled():
-        x, weight, bias = autocast(x, weight, bias)
+        kept = lowered_kept("masked_linear", weight, mask)
+        x, weight, bias = autocast(x, weight if kept is None else kept, bias)
+        if kept is not None:
+            _check(x, weight, mask, bias)
+            return F.linear(x, weight, bias)
     if torch._C._are_functorch_transforms_active():
         _check(x, weight, mask, bias)
         return _transformed(x, weight, mask, bias)

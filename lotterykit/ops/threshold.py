@@ -85,7 +85,8 @@ def fixed_threshold(
     """
     if isinstance(least, bool) or not isinstance(least, int | float) or least != least:
         raise ArgumentError(f"least must be a number, got {least!r}")
-    cut = torch.tensor([float(least), float(EVERY_TIE)], dtype=torch.float64, device=device)
+    cut = torch.full((2,), float(EVERY_TIE), dtype=torch.float64, device=device)
+    cut[0].fill_(float(least))  # as a tensor from the host it would wait for the device
     return Threshold(cut, absolute, 0, 0)
 
 
@@ -131,12 +132,12 @@ def _cut_of_masks(ranked: list[Tensor], masks: list[Tensor], seed: int) -> Tenso
     """T and H: the lowest score kept, and the highest tie rank kept at it, or EVERY_TIE where all that tie
     are kept, so that kernels need not rank; nothing kept: infinity and -1."""
     device = ranked[0].device
-    least = torch.tensor(torch.inf, dtype=ranked[0].dtype, device=device)
+    least = torch.full((), torch.inf, dtype=ranked[0].dtype, device=device)
     for s, mask in zip(ranked, masks, strict=True):
         if s.numel():
             least = torch.minimum(least, torch.where(mask, s, torch.inf).min())
-    most, offset = torch.tensor(-1, device=device), 0
-    dropped = torch.tensor(False, device=device)
+    most, offset = torch.full((), -1, device=device), 0
+    dropped = torch.full((), False, device=device)
     for s, mask in zip(ranked, masks, strict=True):
         if s.numel():
             ranks = tie_rank(torch.arange(s.numel(), device=device) + offset, seed).view(s.shape)

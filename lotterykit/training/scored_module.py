@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from lotterykit.mask import Masks
 from lotterykit.nn.scored import ranked_together
 from lotterykit.nn.supermask import bake_, layers_to_score, score_, scored_layers
 from lotterykit.ops.topk_mask import topk_mask
+from lotterykit.training.score_step import Stepped, step_scores_
 from lotterykit.training.scored import ScoreTraining, check_training, initial_scores, tie_seed
 
 
@@ -82,6 +84,7 @@ class ScoredTraining:
         self.density = training.density_in(0, epochs)
         self._optimizers: list[Optimizer] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._stepped: Stepped = []  # between the hooks of a step
         self._found: tuple[Masks, dict[str, Tensor]] | None = None
 
     @property
@@ -98,8 +101,9 @@ class ScoredTraining:
 
     def attach_(self, optimizer: Optimizer) -> Optimizer:
         """Have every step of `optimizer` see the penalty's gradient, leave frozen scores at 0 and, for
-        Gem-Miner, all in [0, 1]; freezing clears its state. Returns `optimizer`. Raises `ArgumentError`
-        where it has not all scores."""
+        Gem-Miner, all in [0, 1]; freezing clears its state. Where dispatch has a kernel of `gem_miner_step`,
+        Gem-Miner's SGD with momentum is one launch. Returns `optimizer`. Raises `ArgumentError` where it has
+        not all scores."""
         there = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if lacks := [name for name, layer in self.layers.items() if id(layer.weight_score) not in there]:
             raise ArgumentError(f"the optimizer lacks the scores of {', '.join(lacks)}: give it .parameters")
@@ -187,7 +191,10 @@ class ScoredTraining:
                     value.masked_fill_(frozen, 0.0)
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if closure is None:  # else the gradients are yet to come
+            self._stepped = step_scores_(optimizer, self.layers.values(), self.training)
         for layer in self.layers.values():
             scores = layer.weight_score
             if scores.grad is None:
@@ -201,9 +208,14 @@ class ScoredTraining:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        for scores, gradient in self._stepped:
+            scores.grad = gradient
+        done = {id(scores) for scores, _ in self._stepped}
+        self._stepped = []
         if self.training.method == "gem-miner":
-            for scores in self.parameters:
-                scores.clamp_(0.0, 1.0)
+            for parameter in self.parameters:
+                if id(parameter) not in done:
+                    parameter.clamp_(0.0, 1.0)
 
 
 def _shapes(model: nn.Module, unscored: Collection[str]) -> tuple[dict[str, torch.Size], torch.dtype]:

@@ -8,7 +8,7 @@ import torch
 
 from lotterykit.bench import results
 from lotterykit.bench.evidence import entry_of, refusal, uncovered, unfounded
-from lotterykit.nn.crossover import Crossover
+from lotterykit.ops.crossovers import Crossover
 from lotterykit.ops.dispatch import Route
 from lotterykit.ops.routes import ROUTES
 

@@ -1,4 +1,4 @@
-"""Generated cases of a script beside this file, run by Triton's interpreter in a process of their own."""
+"""Python in a process of its own where Triton's interpreter runs the kernels, and generated cases in it."""
 
 import json
 import os
@@ -24,8 +24,9 @@ def interpret(*arguments, check=True):
     return done
 
 
-def assert_cases_pass(script, cases):
-    """Run a new draw of `cases` cases; none may fail."""
+def assert_cases_pass(script, ops, cases):
+    """Run a new draw of `cases` cases of each of a script's `ops`; none may fail."""
     seed = secrets.randbits(31)
     out = interpret(str(HERE / script), str(cases), str(seed)).stdout
-    assert json.loads(out.splitlines()[-1]) == {"cases": cases, "failures": []}, f"seed {seed}"
+    clean = {op: {"cases": cases, "failures": []} for op in ops}
+    assert json.loads(out.splitlines()[-1]) == clean, f"seed {seed}"

@@ -1,22 +1,15 @@
-"""Run in a process of its own with TRITON_INTERPRET=1: kernels over many tensors against plain torch.
+"""Generated cases of the kernels over many tensors against plain torch (generated.py).
 
-Tensors stand next to pages that nobody may touch. Prints one JSON line: {"cases": n, "failures":
-[text, ...]}. Arguments: number of cases, seed.
+A launch finds its tensors by their addresses, so these are laid beside closed pages here.
 """
 
-import json
-import random
-import sys
-from pathlib import Path
-
 import torch
+from generated import DTYPES, fenced, main
+from lotterykit.kernels import multi_tensor
 
-from lotterykit.ops import dispatch, gem_miner_step_, masked_copies
+from lotterykit.ops import dispatch, gem_miner_step_
+from lotterykit.ops import masked_copies as copies
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-from fenced import fenced
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 7, 8, 9, 100, 2047, 2048, 2049, 5000)
 
 
@@ -27,8 +20,22 @@ def _equal(got, expected):
     return torch.allclose(got.double(), expected.double(), rtol=2.0**-7, atol=1e-38)
 
 
-def copies(rng, generator):
-    """Failures of one call of `masked_copies`."""
+def _between_pages(rng):
+    """The launch of masked copies, its bits and targets beside closed pages."""
+    real = multi_tensor.masked_copies
+
+    def launch(weights, bits, targets):
+        written = [fenced(t, rng) for t in targets]
+        real(weights, [fenced(b, rng) for b in bits], written)
+        for target, found in zip(targets, written, strict=True):
+            target.copy_(found)
+
+    return launch
+
+
+def masked_copies(case, draw):
+    """Failures of one call."""
+    rng, generator = draw.rng, draw.generator
     dtype, wanted = rng.choice(DTYPES), rng.choice([*DTYPES, torch.float64, None])
     shapes = [
         rng.choice([(rng.choice(SIZES),), (3, 2, 5, 4), (4, 0), (7, 33)]) for _ in range(rng.randint(1, 5))
@@ -36,33 +43,32 @@ def copies(rng, generator):
     weights, masks = [], []
     for shape in shapes:
         w = torch.randn(shape, generator=generator).to(dtype)
-        mask = torch.rand(shape, generator=generator) < rng.choice([0.0, 0.1, 0.5, 1.0])
+        mask = draw.mask(*shape)
         w.masked_fill_(~mask, torch.nan)
         last = len(shape) == 4 and rng.random() < 0.5
-        w = w.to(memory_format=torch.channels_last) if last else fenced(w, rng)
+        w = fenced(w.to(memory_format=torch.channels_last) if last else w, rng)
         weights.append(w if rng.random() < 0.8 else torch.stack([w, w], -1)[..., 1])
         masks.append(mask)
     with dispatch.use_backend("triton"):
-        got = masked_copies(weights, masks, dtype=wanted)
+        got = copies(weights, masks, dtype=wanted)
     with dispatch.use_backend("reference"):
-        expected = masked_copies(weights, masks, dtype=wanted)
+        expected = copies(weights, masks, dtype=wanted)
     same = all(
         _equal(a, b) and a.dtype == b.dtype and a.is_contiguous() == b.is_contiguous()
         for a, b in zip(got, expected, strict=True)
     )
-    return [] if same else [f"masked_copies {dtype} to {wanted}: {shapes}"]
+    return [] if same else [f"case {case}, {dtype} to {wanted}: {shapes}"]
 
 
-def steps(rng, generator):
-    """Failures of one call of `gem_miner_step_`."""
-
-    def draw(shape):
-        return fenced(torch.randn(shape, generator=generator), rng)
-
+def gem_miner_step(case, draw):
+    """Failures of one call."""
+    rng, generator = draw.rng, draw.generator
     sizes = [rng.choice(SIZES) for _ in range(rng.randint(1, 5))]
-    scores = [fenced(torch.rand(size, generator=generator), rng) for size in sizes]
-    gradients, momenta = ([draw(size) for size in sizes] for _ in range(2))
-    active = [fenced(torch.rand(size, generator=generator) < 0.7, rng) for size in sizes]
+    scores, gradients, momenta = (
+        [fenced(one(size, generator=generator), rng) for size in sizes]
+        for one in (torch.rand, torch.randn, torch.randn)
+    )
+    active = [fenced(draw.mask(size).contiguous(), rng) for size in sizes]
     if rng.random() < 0.3:
         active = None
     else:
@@ -88,17 +94,11 @@ def steps(rng, generator):
     )
     frozen = active is None or all(not p[~on].any() for p, on in zip(scores, active, strict=True))
     seen = all(t._version > before for t, before in zip((*scores, *momenta), versions, strict=True))
-    return [] if fits and frozen and seen else [f"gem_miner_step_ {sizes} {options}: {fits} {frozen} {seen}"]
-
-
-def main():
-    cases, seed = int(sys.argv[1]), int(sys.argv[2])
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    failures = []
-    for _ in range(cases):
-        failures += copies(rng, generator) + steps(rng, generator)
-    print(json.dumps({"cases": cases, "failures": failures}))
+    return [] if fits and frozen and seen else [f"case {case}: {sizes} {options}: {fits} {frozen} {seen}"]
 
 
 if __name__ == "__main__":
-    main()
+    import random
+
+    multi_tensor.masked_copies = _between_pages(random.Random(0))
+    main({"masked_copies": masked_copies, "gem_miner_step": gem_miner_step})

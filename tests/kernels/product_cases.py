@@ -1,71 +1,40 @@
-"""Run in a process of its own with TRITON_INTERPRET=1: generated cases of the implicit GEMM against float64.
-
-Convolutions and linear layers by bits, scores or |scores|, operands next to pages that nobody may touch.
-Prints one JSON line: {"cases": n, "failures": [text, ...]}. Arguments: number of cases, seed.
-"""
-
-import json
-import random
-import sys
-from pathlib import Path
+"""Generated cases of the implicit GEMM against float64 (generated.py): convolutions by bits, linear layers
+and convolutions by scores or |scores|."""
 
 import torch
-from lotterykit.kernels import masked_conv2d, threshold
+from generated import DTYPES, excess, main
+from lotterykit.kernels import masked_conv2d as conv
+from lotterykit.kernels import threshold, weight_gradient
 
 from lotterykit.ops.conv_geometry import geometry_of, of_torch, out_size
 from lotterykit.ops.formats import pack_bits
 from lotterykit.ops.threshold import fixed_threshold, kept_mask, score_thresholds
 from lotterykit.ops.topk_mask import seed_words
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
-from fenced import fenced
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Draw:
-    """Random tensors in either memory format, transposed, strided or next to a closed page."""
-
-    def __init__(self, seed):
-        self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def laid(self, x):
-        """A copy that lies elsewhere or otherwise in memory."""
-        kind = self.rng.choice(["fenced", "fenced", "last", "strided", "turned"])
-        if kind == "last" and x.dim() == 4:
-            return fenced(x.permute(0, 2, 3, 1).contiguous(), self.rng).permute(0, 3, 1, 2)
-        if kind == "strided":
-            return torch.stack([x, x], -1)[..., 0]
-        if kind == "turned" and x.dim() > 1:
-            return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-        return fenced(x.contiguous(), self.rng)
-
-    def normal(self, *shape, dtype=torch.float32):
-        return self.laid(torch.randn(shape, generator=self.generator).to(dtype))
-
-    def scores(self, shape, dtype):
-        """Scores and a threshold: normal, tied or with special values; counted, fixed, of several tensors."""
-        scores = torch.randn(shape, generator=self.generator).to(dtype)
-        kind = self.rng.choice(["normal", "tied", "constant", "special"])
-        if kind == "tied":
-            scores = (scores * 2).round() / 2
-        elif kind == "constant":
-            scores = scores.sign() * 0.25
-        elif kind == "special":
-            values = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1.0], dtype=dtype)
-            scores = values[torch.randint(5, shape, generator=self.generator)]
-        absolute, seed = self.rng.random() < 0.5, self.rng.randrange(2**63)
-        if self.rng.random() < 0.3:
-            chosen = fixed_threshold(self.rng.choice([0.5, 0.0, -0.3]), absolute=absolute)
-        else:
-            before = [torch.randn(self.rng.randrange(20), generator=self.generator).to(dtype)]
-            total = sum(s.numel() for s in (before[0], scores))
-            k = round(self.rng.choice([0.0, 0.1, 0.5, 1.0]) * total)
-            chosen = score_thresholds([*before, scores], k=k, seed=seed, absolute=absolute)[1]
-        if scores.numel() and self.rng.random() < 0.2:
-            scores.view(-1)[0] = torch.nan  # never kept, and its gradient is its own affair
-        return self.laid(scores), chosen
+def scored(draw, shape, dtype):
+    """Scores and a threshold: normal, tied or with special values; counted, fixed, of several tensors."""
+    rng, generator = draw.rng, draw.generator
+    scores = torch.randn(shape, generator=generator).to(dtype)
+    kind = rng.choice(["normal", "tied", "constant", "special"])
+    if kind == "tied":
+        scores = (scores * 2).round() / 2
+    elif kind == "constant":
+        scores = scores.sign() * 0.25
+    elif kind == "special":
+        values = torch.tensor([torch.inf, -torch.inf, 0.0, -0.0, 1.0], dtype=dtype)
+        scores = values[torch.randint(5, shape, generator=generator)]
+    absolute, seed = rng.random() < 0.5, rng.randrange(2**63)
+    if rng.random() < 0.3:
+        chosen = fixed_threshold(rng.choice([0.5, 0.0, -0.3]), absolute=absolute)
+    else:
+        before = [torch.randn(rng.randrange(20), generator=generator).to(dtype)]
+        total = sum(s.numel() for s in (before[0], scores))
+        k = round(rng.choice([0.0, 0.1, 0.5, 1.0]) * total)
+        chosen = score_thresholds([*before, scores], k=k, seed=seed, absolute=absolute)[1]
+    if scores.numel() and rng.random() < 0.2:
+        scores.view(-1)[0] = torch.nan  # never kept, and its gradient is its own affair
+    return draw.laid(scores), chosen
 
 
 def products(x, weight, g, geometry):
@@ -79,99 +48,125 @@ def products(x, weight, g, geometry):
     return y.detach(), *torch.autograd.grad(y, (x, weight), g)
 
 
-def excess(got, expected, magnitude, terms):
-    """What is wrong, by the bound (terms + 1) * eps * sum |products|, plus the rounding of the output."""
-    bound = (terms + 1) * torch.finfo(torch.float32).eps * magnitude
-    if got.dtype != torch.float32:
-        finfo = torch.finfo(got.dtype)
-        bound = bound + finfo.eps * (expected.abs() + bound) + finfo.tiny
-    if got.shape != expected.shape or not got.isfinite().all():
-        return f"shape {tuple(got.shape)}, finite {bool(got.isfinite().all())}"
-    over = (got.double() - expected).abs() - bound
-    return f"{float(over.max()):g} over the bound" if over.numel() and over.max() > 0 else None
+def linear(draw):
+    """Shapes of x and weight, and no geometry."""
+    batch, n_in, n_out = (draw.rng.choice((0, 1, 1, 2, 7, 8, 9, 16, 17, 33)) for _ in range(3))
+    if draw.rng.random() < 0.05:
+        n_in = n_out = 70  # several tiles, and steps of one
+    return (batch, n_in), (n_out, n_in), []
 
 
-def problem(draw):
-    """Shapes of x and weight, and the geometry, [] for a linear layer."""
+def convolution(draw):
+    """Shapes of x and weight, and the geometry. The interpreter's time goes by groups and taps, so both are
+    few, and 3x3 is rare."""
     rng = draw.rng
-    if rng.random() < 0.35:
-        sizes = (0, 1, 2, 7, 8, 9, 16, 17, 33, 65, 130)
-        batch, n_in, n_out = (rng.choice(sizes) for _ in range(3))
-        return (batch, n_in), (n_out, n_in), []
     while True:
         groups = rng.choice([1, 1, 1, 2, 3])
-        n_in, n_out = groups * rng.choice([1, 2, 5, 9, 17]), groups * rng.choice([1, 3, 8, 17])
-        kernel = rng.choice([(1, 1), (3, 3), (2, 3), (4, 1)])
-        stride, dilation = (rng.choice([(1, 1), (1, 1), (2, 2), (1, 2), (3, 1)]) for _ in range(2))
+        n_in, n_out = groups * rng.choice([1, 2, 5, 9, 9, 33]), groups * rng.choice([1, 3, 8, 17])
+        kernel = rng.choice([(1, 1), (1, 1), (1, 2), (2, 1)] if groups > 1 else KERNELS)
+        stride, dilation = (rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (1, 2), (3, 1)]) for _ in range(2))
         around = rng.choice([(0, 0), (1, 1), (2, 0), (5, 6), "same" if stride == (1, 1) else "valid"])
-        size = rng.choice([1, 2, 3, 5, 8, 9]), rng.choice([1, 2, 4, 5, 8])
-        shape = (rng.choice([0, 1, 2, 3]), n_in, *size)
+        size = rng.choice([1, 2, 3, 5, 8]), rng.choice([1, 2, 4, 5])
+        shape = (rng.choice([0, 1, 1, 2]), n_in, *size)
         geometry = geometry_of("case", kernel, stride, around, dilation, groups)
-        if min(out_size(torch.empty(shape), geometry)) >= 1:
+        out = out_size(torch.empty(shape), geometry)
+        if min(out) >= 1 and shape[0] * out[0] * out[1] <= 80:
             return shape, (n_out, n_in // groups, *kernel), geometry
 
 
-def run(case, draw):
-    """One case: the failures of its products."""
-    dtype = DTYPES[case % 3]
-    x_shape, w_shape, geometry = problem(draw)
-    x, weight = draw.normal(*x_shape, dtype=dtype), draw.normal(*w_shape, dtype=dtype)
-    size = out_size(x, geometry) if geometry else ()
-    y = draw.laid(torch.full((x_shape[0], w_shape[0], *size), torch.nan, dtype=dtype))
-    g = draw.normal(*y.shape, dtype=dtype)
-    bias = draw.normal(w_shape[0], dtype=dtype) if case % 2 else None
-    results = [draw.laid(torch.full(shape, torch.nan, dtype=dtype)) for shape in (x_shape, w_shape)]
-    by_bits = bool(geometry) and case % 4 < 2
-    absolute = False
-    if by_bits:
-        density = draw.rng.choice([0.0, 0.1, 0.5, 1.0])
-        mask = torch.rand(w_shape, generator=draw.generator) < density
-        bits = fenced(pack_bits(mask), draw.rng)
-        weight.masked_fill_(~mask, torch.nan)  # absent, whatever it holds
-        masked_conv2d.forward(x, weight, bits, bias, y, geometry)
-        masked_conv2d.dx(g, weight, bits, results[0], geometry)
-        masked_conv2d.dw(g, x, bits, results[1], geometry)
-    else:
-        scored = torch.float32 if case % 3 == 1 else dtype
-        scores, chosen = draw.scores(w_shape, scored)
-        absolute, mask = chosen.absolute, kept_mask(scores, chosen)
-        plain = chosen.cut, absolute, seed_words(chosen.seed), chosen.offset
-        ds = torch.full(w_shape, torch.nan, dtype=scored)
-        threshold.forward(x, weight, scores, plain, bias, y, geometry)
-        threshold.dx(g, weight, scores, plain, results[0], geometry)
-        dw = results[1] = torch.full(w_shape, torch.nan, dtype=dtype)
-        which = draw.rng.choice(["both", "dw", "ds"])
-        outputs = dw if which != "ds" else None, ds if which != "dw" else None
-        threshold.weight_and_score_gradients(g, x, weight, scores, plain, *outputs, geometry)
-    kept = torch.where(mask, weight, 0.0).double()
-    exact = list(products(x.double(), kept, g.double(), geometry))
-    sizes = list(products(x.double().abs(), kept.abs(), g.double().abs(), geometry))
-    ones = (torch.ones_like(x).double(), mask.double(), torch.ones_like(g).double())
-    terms = list(products(*ones, geometry))
-    if bias is not None:
-        along = bias.double().view(-1, *[1] * len(size))
-        exact[0], sizes[0], terms[0] = exact[0] + along, sizes[0] + along.abs(), terms[0] + 1
-    found = {
-        "y": excess(y, exact[0], sizes[0], terms[0]),
-        "dx": excess(results[0], exact[1], sizes[1], terms[1]),
-    }
-    if by_bits or outputs[0] is not None:
-        found["dw"] = excess(results[1], torch.where(mask, exact[2], 0.0), sizes[2], terms[2])
-    if not by_bits and outputs[1] is not None:
-        sign = scores.double().sign() if absolute else torch.ones_like(scores).double()
-        slope = torch.where(scores.isnan(), 0.0, exact[2] * weight.double() * sign)
+KERNELS = [(1, 1), (1, 1), (1, 2), (1, 2), (3, 1), (2, 2), (2, 3), (3, 3)]
+
+
+class Layer:
+    """A drawn layer: x, weight, dL/dy, bias or None, geometry, results full of NaN, and their rounding."""
+
+    def __init__(self, case, draw, problem):
+        self.case, self.dtype = case, DTYPES[case % 3]
+        x_shape, w_shape, self.geometry = problem(draw)
+        self.x, self.weight = (draw.normal(*shape, dtype=self.dtype) for shape in (x_shape, w_shape))
+        size = out_size(self.x, self.geometry) if self.geometry else ()
+        self.y = draw.laid(torch.full((x_shape[0], w_shape[0], *size), torch.nan, dtype=self.dtype))
+        self.g = draw.normal(*self.y.shape, dtype=self.dtype)
+        self.bias = draw.normal(w_shape[0], dtype=self.dtype) if case % 2 else None
+        self.dx = draw.laid(torch.full(x_shape, torch.nan, dtype=self.dtype))
+        weight_gradient.LEAST_STEPS = draw.rng.choice([1, 8])  # 1: pixels are split and added up
+
+    def exact(self, mask):
+        """(value, sum of |products|, number of products) of y, dx and dw, in float64."""
+        kept = torch.where(mask, self.weight, 0.0).double()
+        plain = self.x.double(), kept, self.g.double()
+        ones = torch.ones_like(plain[0]), mask.double(), torch.ones_like(plain[2])
+        found = [
+            list(row)
+            for row in zip(
+                *(products(*t, self.geometry) for t in (plain, [t.abs() for t in plain], ones)), strict=True
+            )
+        ]
+        if self.bias is not None:
+            along = self.bias.double().view(-1, *[1] * (self.x.dim() - 2))
+            value, size, terms = found[0]
+            found[0] = [value + along, size + along.abs(), terms + 1]
+        return found
+
+    def failures(self, found):
+        shapes = f"x {tuple(self.x.shape)}, weight {tuple(self.weight.shape)}"
+        where = f"case {self.case}: {shapes}, {self.dtype}, {self.geometry}"
+        return [f"{name}: {what} ({where})" for name, what in found.items() if what]
+
+
+def masked_conv2d(case, draw):
+    """Failures of a convolution by bits; pruned weights hold NaN."""
+    layer = Layer(case, draw, convolution)
+    mask = draw.mask(*layer.weight.shape)
+    bits = pack_bits(mask)
+    layer.weight.masked_fill_(~mask, torch.nan)
+    dw = draw.laid(torch.full_like(layer.weight, torch.nan))
+    conv.forward(layer.x, layer.weight, bits, layer.bias, layer.y, layer.geometry)
+    conv.dx(layer.g, layer.weight, bits, layer.dx, layer.geometry)
+    conv.dw(layer.g, layer.x, bits, dw, layer.geometry)
+    y, dx, (value, size, terms) = layer.exact(mask)
+    return layer.failures(
+        {
+            "y": excess(layer.y, *y),
+            "dx": excess(layer.dx, *dx),
+            "dw": excess(dw, torch.where(mask, value, 0.0), size, terms),
+        }
+    )
+
+
+def threshold_layer(case, draw, problem):
+    """Failures of a layer by scores, in its own dtype or in float32."""
+    layer = Layer(case, draw, problem)
+    dtype = torch.float32 if case % 3 == 1 else layer.dtype
+    scores, chosen = scored(draw, layer.weight.shape, dtype)
+    mask = kept_mask(scores, chosen)
+    plain = chosen.cut, chosen.absolute, seed_words(chosen.seed), chosen.offset
+    dw, ds = (torch.full(layer.weight.shape, torch.nan, dtype=one) for one in (layer.dtype, dtype))
+    threshold.forward(layer.x, layer.weight, scores, plain, layer.bias, layer.y, layer.geometry)
+    threshold.dx(layer.g, layer.weight, scores, plain, layer.dx, layer.geometry)
+    outputs = draw.rng.choice([(dw, ds), (dw, None), (None, ds)])
+    threshold.weight_and_score_gradients(
+        layer.g, layer.x, layer.weight, scores, plain, *outputs, layer.geometry
+    )
+    y, dx, (value, size, terms) = layer.exact(mask)
+    found = {"y": excess(layer.y, *y), "dx": excess(layer.dx, *dx)}
+    if outputs[0] is not None:
+        found["dw"] = excess(dw, torch.where(mask, value, 0.0), size, terms)
+    if outputs[1] is not None:
+        sign = scores.double().sign() if chosen.absolute else torch.ones_like(scores).double()
+        slope = torch.where(scores.isnan(), 0.0, value * layer.weight.double() * sign)
         got = ds.masked_fill(scores.isnan(), 0.0)
-        found["ds"] = excess(got, slope, sizes[2] * weight.double().abs(), terms[2])
-    where = f"case {case}: x {x_shape}, weight {w_shape}, {dtype}, {geometry}, bits {by_bits}"
-    return [f"{name}: {what} ({where})" for name, what in found.items() if what]
+        found["ds"] = excess(got, slope, size * layer.weight.double().abs(), terms)
+    return layer.failures(found)
 
 
-def main():
-    cases, seed = int(sys.argv[1]), int(sys.argv[2])
-    draw = Draw(seed)
-    failures = [failure for case in range(cases) for failure in run(case, draw)]
-    print(json.dumps({"cases": cases, "failures": failures}))
+def threshold_linear(case, draw):
+    return threshold_layer(case, draw, linear)
+
+
+def threshold_conv2d(case, draw):
+    return threshold_layer(case, draw, convolution)
 
 
 if __name__ == "__main__":
-    main()
+    main({op.__name__: op for op in (masked_conv2d, threshold_linear, threshold_conv2d)})

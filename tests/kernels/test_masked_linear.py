@@ -1,42 +1,15 @@
-"""The Triton kernels without a GPU: in the interpreter against float64, and compiled ahead of time."""
+"""The kernels of `masked_linear` without a GPU: its public op interpreted, and compiled ahead of time."""
 
-import json
-import os
 import re
-import secrets
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from ahead_of_time import compile_kernel, resources
+from interpreted import interpret
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-HERE = Path(__file__).parent
 FORWARD, DX, DW = 0, 1, 2
-
-
-def run_python(*arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
-def test_interpreter_against_float64():
-    seed = secrets.randbits(31)
-    out = run_python(str(HERE / "masked_linear_cases.py"), "200", str(seed), TRITON_INTERPRET="1")
-    result = json.loads(out.splitlines()[-1])
-    assert result["cases"] == 200
-    assert result["failures"] == [], f"seed {seed}"
 
 
 PUBLIC = """
@@ -61,7 +34,7 @@ print("done")
 
 
 def test_public_op_through_the_interpreter():
-    assert "done" in run_python("-c", PUBLIC, TRITON_INTERPRET="1")
+    assert "done" in interpret("-c", PUBLIC).stdout
 
 
 def compiled(capability, mode, dtype, batch, *, tf32=False, n_in=4096, n_out=4096, monkeypatch):

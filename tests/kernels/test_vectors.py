@@ -1,19 +1,10 @@
-"""The kernels beside the matrix products: interpreted against plain torch, and compiled ahead of time."""
+"""The kernels beside the matrix products: compiled ahead of time."""
 
 import pytest
 import torch
 from ahead_of_time import compile_kernel, resources
-from interpreted import assert_cases_pass
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
-
-
-@pytest.mark.parametrize(
-    ("script", "cases"),
-    [("multi_tensor_cases.py", 100), ("match_neurons_cases.py", 200), ("synflow_cases.py", 60)],
-)
-def test_interpreter_against_torch(script, cases):
-    assert_cases_pass(script, cases)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -15,11 +15,12 @@ _protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def fenced(x: Tensor, rng: random.Random) -> Tensor:
-    """A copy of a contiguous tensor whose last, or first, entry stands next to a closed page; aligned as its
-    dtype demands and no further. Others come back as they are."""
-    size = x.numel() * x.element_size()
-    if not x.is_contiguous() or size == 0:
+    """A copy of a tensor, its strides kept, whose last, or first, entry in memory stands next to a closed
+    page; aligned as its dtype demands and no further. Empty ones come back as they are."""
+    if x.numel() == 0:
         return x
+    span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    size = span * x.element_size()
     page = mmap.PAGESIZE
     inside = -(-size // page) * page
     memory = mmap.mmap(-1, inside + 2 * page)
@@ -28,5 +29,5 @@ def fenced(x: Tensor, rng: random.Random) -> Tensor:
         if _protect(fence, page, 0):
             raise OSError(ctypes.get_errno(), "mprotect")
     begin = page + (inside - size if rng.random() < 0.7 else 0)
-    copy = torch.frombuffer(memory, dtype=x.dtype, count=x.numel(), offset=begin).view(x.shape)
-    return copy.copy_(x.detach())
+    copy = torch.frombuffer(memory, dtype=x.dtype, count=span, offset=begin)
+    return copy.copy_(x.detach().as_strided((span,), (1,))).as_strided(x.shape, x.stride())

@@ -79,3 +79,19 @@ def test_unreadable_masks_have_no_known_density():
     torch.vmap(lambda m: seen.append(known_density(m)) or m)(torch.ones(3, 2, 2, dtype=torch.bool))
     assert seen == [None]
     assert known_density(torch.ones(0, 2, dtype=torch.bool)) == 1.0
+
+
+def test_nothing_that_a_graph_will_compute_is_remembered(monkeypatch):
+    monkeypatch.setattr(formats, "_capturing", lambda tensor: True)
+    mask = torch.rand(3, 9) < 0.5
+    captured = bit_mask(mask)
+    assert known_density(mask) is None  # counting would wait
+    assert torch.equal(captured.bits, pack_bits(mask))
+    assert captured.bits is not captured.bits
+    assert captured.flat_bits() is not captured.flat_bits()
+    monkeypatch.undo()
+    after = bit_mask(mask)
+    assert after is not captured
+    assert after.bits is after.bits is bit_mask(mask).bits
+    monkeypatch.setattr(formats, "_capturing", lambda tensor: True)
+    assert bit_mask(mask).bits is after.bits  # what was there before the capture serves it

@@ -35,6 +35,7 @@ def test_many_empty_and_nan():
 
 
 P = torch.rand(3)
+IMAGE = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
 BAD = {
     "lr": (lambda: gem_miner_step_([P], [P], [P], lr=-1.0), "lr must be a finite number"),
     "momentum": (lambda: gem_miner_step_([P], [P], [P], lr=1, momentum=float("nan")), "momentum must be"),
@@ -45,7 +46,14 @@ BAD = {
         r"gradients\[0\] must be torch.float32 \(3,\)",
     ),
     "dtype": (lambda: gem_miner_step_([P], [P], [P.double()], lr=1), r"momenta\[0\] must be torch.float32"),
-    "strided": (lambda: gem_miner_step_([torch.rand(6)[::2]], [P], [P], lr=1), "dense contiguous"),
+    "strided": (
+        lambda: gem_miner_step_([torch.rand(6)[::2]], [P], [P], lr=1),
+        r"scores\[0\] must be contiguous",
+    ),
+    "another layout": (
+        lambda: gem_miner_step_([IMAGE], [IMAGE.contiguous()], [IMAGE.clone()], lr=1),
+        r"gradients\[0\] must be contiguous, or channels-last where",
+    ),
     "mask": (lambda: gem_miner_step_([P], [P], [P], lr=1, active=[P]), r"active\[0\] must be torch.bool"),
     "integers": (lambda: gem_miner_step_([P.long()], [P.long()], [P.long()], lr=1), "must be floating"),
 }
