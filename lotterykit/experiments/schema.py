@@ -17,6 +17,7 @@ from lotterykit.errors import StoreError
 from lotterykit.experiments.network import network_file_system
 
 APPLICATION_ID = 0x4C4F5454  # "LOTT"
+HEADER_BYTES = 100  # of an SQLite file
 # The statements that lead to a schema version from the one before. A new store takes all of them, so that it
 # cannot differ from one that was migrated; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
@@ -90,20 +91,31 @@ def _log(path: Path) -> Path:
 def check_ours(path: Path) -> None:
     """Raises `StoreError` for a file that is no store of ours or from a newer version, without touching it.
 
-    Opened as immutable: SQLite then writes nothing beside it either, whatever its mode.
+    Opened as immutable: SQLite then writes nothing beside it either, whatever its mode. Where a log lies
+    beside it the file alone may be half of a checkpoint, and only its header is looked at.
     """
-    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(uri, uri=True)) as db:
-            application = db.execute("PRAGMA application_id").fetchone()[0]
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if application == APPLICATION_ID:
-                _refuse_newer(path, version)
-            tables = _tables(db)
-    except sqlite3.DatabaseError as error:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES or not header.startswith(b"SQLite format 3\0"):
+            raise StoreError(f"{path}: not a lotterykit store, or corrupt: not an SQLite file")
+        version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+        if application != APPLICATION_ID:
+            raise StoreError(f"{path}: not a lotterykit store (application id {application})")
+        _refuse_newer(path, version)
+        if not _log(path).exists():
+            uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+            with closing(sqlite3.connect(uri, uri=True)) as db:
+                _check_tables(db, path)
+    except (sqlite3.DatabaseError, OSError) as error:
         raise StoreError(f"{path}: not a lotterykit store, or corrupt: {error}") from None
-    if application != APPLICATION_ID:
-        raise StoreError(f"{path}: not a lotterykit store (application id {application})")
+
+
+def _check_tables(db: sqlite3.Connection, path: Path) -> None:
+    """Raises `StoreError` where the open store is of a newer schema, or lacks a table of its schema."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    _refuse_newer(path, version)
+    tables = _tables(db)
     if version < 1 or not tables >= _tables_of(version):
         lacking = ", ".join(sorted(_tables_of(version) - tables)) or "a schema version"
         raise StoreError(f"{path}: not a lotterykit store, or corrupt: it lacks {lacking}")
@@ -217,8 +229,7 @@ def connect(path: Path, write: bool) -> sqlite3.Connection:
                     _log_ahead(db, path)
                 else:
                     db.execute("PRAGMA query_only = ON")
-                # The log may hold a newer schema than the file that `check_ours` has read.
-                _refuse_newer(path, db.execute("PRAGMA user_version").fetchone()[0])
+                _check_tables(db, path)  # the log may hold another schema than the file alone
             return db
         except StoreError:
             if db is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -259,6 +260,33 @@ def test_a_writer_that_lost_its_lock_cannot_write(path):
     with Store(path, write=True), pytest.raises(StoreError, match="taken over"):
         late.commit([row(CELLS[0])])
     late.close()
+
+
+HALF_CHECKPOINT = """
+import os, resource, signal, sys
+sys.path.insert(0, {here!r})
+from test_store import CELLS, row
+from lotterykit.experiments.store import Store
+store = Store({path!r}, write=True)
+store.commit([row(cell) for cell in CELLS])
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize({path!r}) + 4096,) * 2)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_kill_within_a_checkpoint_loses_nothing(tmp_path, write):
+    path = tmp_path / "s"
+    code = HALF_CHECKPOINT.format(here=os.path.dirname(__file__), path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    header = path.read_bytes()[:100]
+    assert int.from_bytes(header[28:32], "big") * 4096 > path.stat().st_size  # half a file by itself
+    with Store(path, write=write) as store:
+        assert len(list(store.rows())) == len(CELLS)
+        assert store.check() == []
 
 
 def test_a_store_has_one_lock_by_whatever_name(path, tmp_path):
