@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SECONDS = 300  # until a child that says and does nothing counts as hanging
+ORPHAN_SECONDS = 60  # for workers to notice that their sweep is gone
 
 
 class Child:
@@ -26,6 +29,7 @@ class Child:
                 [sys.executable, str(HERE / script), json.dumps(order)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
             )  # fmt: skip
+        atexit.register(self._kill_all)  # Ctrl-C of the parent does not reach the group
         self.said: list[tuple[str, str]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -51,6 +55,7 @@ class Child:
                 self._reader.join(SECONDS)
                 return any(said in words for said, _ in self.said)
             time.sleep(0.005)
+        self._kill_all()
         raise TimeoutError(f"said none of {words} in {SECONDS} s: {self.order}\n{self.complaint()}")
 
     def kill(self, group: bool = False) -> None:
@@ -77,12 +82,19 @@ class Child:
 
     def end(self) -> tuple[int, bool]:
         """(exit status, whether its workers ended too): theirs is the other end of the pipe."""
-        code = self.process.wait(SECONDS)
-        self._reader.join(20)
-        left = self._reader.is_alive()
-        if left:
+        try:
+            code = self.process.wait(SECONDS)
+            self._reader.join(ORPHAN_SECONDS)
+            return code, not self._reader.is_alive()
+        finally:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        """Leave nothing of the group: no worker that outlived its sweep, no sweep that hangs or stands."""
+        atexit.unregister(self._kill_all)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return code, not left
+        self.process.wait()
 
     def complaint(self) -> str:
         """The end of what it wrote to stderr."""
