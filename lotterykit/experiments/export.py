@@ -15,6 +15,7 @@ from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.store import Store
 
 NOT_IN_COLUMNS = ("edges",)  # lists of hundreds of numbers; JSON lines hold them
+SURROGATES = "backslashreplace"  # text from a store may hold some, which UTF-8 has not
 GROUP = 10_000  # rows of a Parquet row group: what is held in memory at once
 
 
@@ -42,7 +43,7 @@ def _csv(store: Store, out: IO[bytes]) -> int:
     columns: dict[str, None] = {}
     for row in store.rows():
         columns |= dict.fromkeys(flat(row))
-    text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+    text = io.TextIOWrapper(out, encoding="utf-8", errors=SURROGATES, newline="")
     writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     count = 0
@@ -76,7 +77,7 @@ def _parquet(store: Store, out: IO[bytes]) -> int:
     }  # fmt: skip
     types = scalars | {f"{name} list": pyarrow.list_(kind) for name, kind in scalars.items()}
     types["json"] = pyarrow.string()
-    schema = pyarrow.schema([(name, types[column]) for name, column in columns.items()])
+    schema = pyarrow.schema([(_text(name), types[column]) for name, column in columns.items()])
     count = 0
     group: list[dict[str, Any]] = []
     with pyarrow.parquet.ParquetWriter(out, schema, compression="zstd") as writer:
@@ -87,7 +88,7 @@ def _parquet(store: Store, out: IO[bytes]) -> int:
 
         for row in store.rows():
             fields = flat(row).items()
-            group.append({name: _as(columns[name], value) for name, value in fields})
+            group.append({_text(name): _as(columns[name], value) for name, value in fields})
             count += 1
             if len(group) == GROUP:
                 flush()
@@ -136,7 +137,15 @@ def _common(kinds: set[str]) -> str:
 
 def _as(kind: str, value: Any) -> Any:
     """`value` as a Parquet column of this kind holds it."""
-    return json.dumps(value) if kind == "json" and not isinstance(value, str | None) else value
+    if isinstance(value, str):
+        return _text(value)
+    if kind == "text list" and value is not None:
+        return [_as("text", part) for part in value]
+    return json.dumps(value) if kind == "json" and value is not None else value
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", SURROGATES).decode()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -165,7 +174,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file for `path` that appears there whole, or not at all: temporary file, fsync, rename."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(draft, "wb") as out:
+        draft.unlink(missing_ok=True)
+        with open(draft, "xb") as out:  # "x" follows no link
             yield out
             out.flush()
             os.fsync(out.fileno())

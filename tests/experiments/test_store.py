@@ -416,6 +416,26 @@ def test_export_parquet_in_groups(path, tmp_path, monkeypatch):
     assert file.read()["key"].to_pylist() == keys
 
 
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_export_of_text_that_is_no_utf_8(path, tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow.parquet")
+    odd = {"a\ud800": "b\ud801", "texts": ["c\ud802", None]}
+    with Store(path, write=True) as store:
+        store.commit([{**row(CellSpec(**{**CELLS[0].model_dump(), "seed": 50})), **odd}])
+        assert export(store, tmp_path / f"out.{ending}") == len(CELLS) + 1
+    content = (tmp_path / f"out.{ending}").read_bytes()
+    for place in ("d800", "d801", "d802"):
+        assert f"\\u{place}".encode() in content
+
+
+def test_export_follows_no_link(path, tmp_path):
+    (tmp_path / f".out.csv.{os.getpid()}.new").symlink_to(tmp_path / "victim")
+    with Store(path) as store:
+        export(store, tmp_path / "out.csv")
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", path.name]
+
+
 def test_export_parquet_names_the_extra_it_lacks(path, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with Store(path) as store, pytest.raises(ArgumentError, match=r"pip install 'lotterykit\[parquet\]'"):
