@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -200,7 +200,8 @@ def refuse_sparse(model: nn.Module, what: str) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    # What a killed process left must not be in the way: in containers the next one has its number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
