@@ -1,4 +1,7 @@
-"""Executors: run batches of cells in isolated worker processes, or in this one.
+"""Executors: run batches of cells in isolated worker processes, on Ray, or in this process.
+
+All are called as `run_local` is: with batches, the name of a runner, how many batches may run at once, a
+`Report` that is told rows and failures, and `Resources` that were checked for that executor.
 
 A worker that dies costs its own batch, whose cells are then tried one by one. Workers never write: they
 hand rows to the parent. They are spawned, never forked (a fork after an OpenMP region hangs).
@@ -15,8 +18,11 @@ from contextlib import contextmanager
 
 from lotterykit.errors import ArgumentError, unknown_name
 from lotterykit.experiments.crew import Crew
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.tasks import Report, Task, after, load_runner, wrong_rows
+
+UNLIMITED = Resources()
 
 
 def cores() -> int:
@@ -50,7 +56,14 @@ def need_main_file() -> None:
         )
 
 
-def run_inline(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+def run_inline(
+    batches: Sequence[list[CellSpec]],
+    *,
+    runner: str,
+    workers: int,
+    report: Report,
+    resources: Resources = UNLIMITED,
+) -> None:
     """Run the batches one after another in this process: for tests and debuggers."""
     run = load_runner(runner)
     todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
@@ -73,7 +86,14 @@ def _share_of(task: Task, report: Report) -> Callable[[float], None]:
     return lambda share: report.running([(task.cells, share)])
 
 
-def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+def run_local(
+    batches: Sequence[list[CellSpec]],
+    *,
+    runner: str,
+    workers: int,
+    report: Report,
+    resources: Resources = UNLIMITED,
+) -> None:
     """Run the batches, in their order, in `workers` spawned processes of cores // workers threads each.
 
     On any exception in this process, Ctrl-C included, what has arrived is reported and the workers are
@@ -84,7 +104,7 @@ def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, r
     load_runner(runner)
     workers = max(1, min(workers, len(batches)))
     with _thread_settings(max(1, cores() // workers)) as threads:
-        crew = Crew(batches, runner, workers, threads, report)
+        crew = Crew(batches, runner, workers, threads, report, resources)
         try:
             crew.work()
         finally:

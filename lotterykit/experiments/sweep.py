@@ -13,10 +13,11 @@ from lotterykit.experiments.calibrate import calibrator
 from lotterykit.experiments.executors import cores, find_executor, need_main_file, refuse_in_worker
 from lotterykit.experiments.forecast import Forecast, check_memory, forecast, work
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.schema import check_path
 from lotterykit.experiments.spec import BATCH, CellSpec, group
 from lotterykit.experiments.store import Store
-from lotterykit.experiments.tasks import Failed, Rows, runner_on
+from lotterykit.experiments.tasks import Failed, Rows, device_of, runner_on
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 REPORT_SECONDS = 0.2  # between two calls of `progress`
@@ -117,16 +118,18 @@ class Sweep:
         store: str | Path = "runs.sqlite",
         resume: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        **resources: Any,
     ) -> SweepResult:
         """Run every cell that has no good row in `store`, and keep each row as soon as its batch is done.
 
-        `workers` defaults to one a core. With `resume=False` a store that exists is refused. Cells that fail
-        are listed in the result and in the store, and tried again next time. On Ctrl-C the finished batches
-        are in the store when `KeyboardInterrupt` goes on. Raises `ArgumentError` and `StoreError` before
-        anything runs.
+        `workers` defaults to one a core; `resources` are the fields of `Resources`, as `timeout=60`. With
+        `resume=False` a store that exists is refused. Cells that fail are listed in the result and in the
+        store, and tried again next time. On Ctrl-C the finished batches are in the store when
+        `KeyboardInterrupt` goes on. Raises `ArgumentError` and `StoreError` before anything runs.
         """
         refuse_in_worker()
         start, workers = find_executor(executor), _workers(workers)
+        allowed = Resources(**resources).checked(executor, device_of(self.runner))
         if executor == "local":
             need_main_file()
         _check(self.cells, self.runner)
@@ -141,7 +144,8 @@ class Sweep:
             recorder = Recorder(opened, self.cells, todo, progress)
             try:
                 if todo:
-                    start(_batches(todo, workers), runner=self.runner, workers=workers, report=recorder)
+                    batches = _batches(todo, workers)
+                    start(batches, runner=self.runner, workers=workers, report=recorder, resources=allowed)
             finally:
                 recorder.tell(force=True)
         seconds = time.monotonic() - began

@@ -87,6 +87,21 @@ def raise_on_seed_3(cells, *, progress=None):
     return good(cells)
 
 
+def hang_on_seed_3(cells, *, progress=None):
+    if any(cell.seed == 3 and cell.epochs for cell in cells):  # the forecast asks without training
+        time.sleep(600)
+    return good(cells)
+
+
+def greedy_on_seed_3(cells, *, progress=None):
+    """Holds a gigabyte until it is killed for it."""
+    if any(cell.seed == 3 for cell in cells):
+        held = b"x" * 10**9
+        time.sleep(60)
+        raise RuntimeError(f"nobody minded {len(held)} bytes")
+    return good(cells)
+
+
 def no_memory(cells, *, progress=None):
     raise MemoryError
 
