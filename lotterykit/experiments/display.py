@@ -43,7 +43,7 @@ def execute(
     )
     measuring.start()
     try:
-        expected = whole.forecast(workers=workers, store=store)
+        expected = whole.forecast(workers=workers, store=store, executor=executor, **asdict(resources))
     finally:
         measuring.cancel()
     done = len(whole.cells) - expected.cells

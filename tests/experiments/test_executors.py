@@ -18,6 +18,7 @@ from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.limits import resident_bytes
 from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import group
+from lotterykit.experiments.sweep import Sweep
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent
@@ -182,6 +183,16 @@ def test_unknown_executor_and_runner():
     for name in ("fake_runner:none", "no_such_module:x", "fake_runner", ":"):
         with pytest.raises(ArgumentError, match="no runner"):
             find_executor("local")([CELLS], runner=name, workers=1, report=Notes())
+
+
+def test_a_missing_ray_is_one_line_that_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sweep = Sweep.of(CELLS, runner="fake_runner:good")
+    for ask in (lambda: find_executor("ray"), lambda: sweep.run("ray", store=tmp_path / "s.sqlite")):
+        with pytest.raises(LotterykitError, match=r"pip install 'lotterykit\[ray\]'") as error:
+            ask()
+        assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 SCRIPT = """
