@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_runner import row
 
+from lotterykit.cli import invoke
 from lotterykit.errors import ArgumentError, LotterykitError
 from lotterykit.experiments import ray_crew
 from lotterykit.experiments.cluster import connected, on_loopback, slots
@@ -258,6 +259,20 @@ def test_a_cluster_that_the_caller_has_joined_stays_joined(joined, world):
     assert slots(Resources().checked("ray", "cpu")) == 3
     with pytest.raises(ArgumentError, match="no node of the Ray cluster has the 64 CPUs"):
         run("good", cpus_per_task=64)
+
+
+def test_the_command_line_runs_on_ray(joined, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = ["--task", "circle", "--method", "snip", "--density", ".1", "--seeds", "3,4", "--no-oracle"]
+    words = ["--executor", "ray", "--cpus-per-task", "0.5", "--timeout", "60"]
+    assert invoke(["sweep", "run", *grid, *words, "--runner", "fake_runner:raise_on_seed_3"]) == 1
+    out, err = capsys.readouterr()
+    assert "1 cells run" in out
+    assert "RuntimeError: seed 3 is bad" in err
+    again = "lotterykit sweep resume runs.sqlite --executor ray --timeout 60.0 --cpus-per-task 0.5"
+    assert err.rstrip().endswith(f"try again with: {again}")
+    assert invoke([*again.split()[1:], "--runner", "fake_runner:good"]) == 0
+    assert "1 cells run" in capsys.readouterr().out
 
 
 def test_sigterm_is_given_back(cluster):
