@@ -17,6 +17,7 @@ from typing import Any
 from lotterykit.errors import ArgumentError, LotterykitError
 from lotterykit.experiments.resources import Resources
 
+AUTH = "RAY_AUTH_MODE"  # "token": a token that Ray makes and finds by itself guards the cluster
 CONNECT_SECONDS = 5.0  # until a cluster counts as not there; Ray itself would try for minutes
 
 # For the processes that Ray starts and their children. The first sends nothing home. The second makes Ray
@@ -49,7 +50,7 @@ def connected(resources: Resources, workers: int) -> Iterator[None]:
             raise ArgumentError("this process has joined a Ray cluster already: leave ray_address out")
         yield
         return
-    with _sigterm_as_it_was():
+    with _sigterm_as_it_was(), _auth_as_it_was():
         try:
             if resources.ray_address is None:
                 _start(math.ceil(workers * (resources.cpus_per_task or 1)))
@@ -90,7 +91,13 @@ def _join(address: str) -> None:
     if address != "auto":
         _check_address(address)
     with _silent_errors():
-        _init(f"no Ray cluster at {address}", address=address)
+        try:
+            _init(f"no Ray cluster at {address}", address=address)
+        except LotterykitError as error:
+            if address == "auto" or os.environ.get(AUTH):
+                raise
+            hint = f"where it asks for a token, set {AUTH}=token"  # an address never does that for us
+            raise LotterykitError(f"{error} ({hint})") from None
 
 
 def _check_address(address: str) -> None:
@@ -161,6 +168,18 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _auth_as_it_was() -> Iterator[None]:
+    """A Ray of our own sets the mode for its processes, and would keep it for what is started later."""
+    before = os.environ.get(AUTH)
+    try:
+        yield
+    finally:
+        os.environ.pop(AUTH, None)
+        if before is not None:
+            os.environ[AUTH] = before
 
 
 @contextmanager

@@ -282,6 +282,20 @@ def test_sigterm_is_given_back(cluster):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_the_token_mode_of_our_own_ray_is_not_left_behind(cluster, monkeypatch):
+    def start(cpus):
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+    monkeypatch.setattr("lotterykit.experiments.cluster._start", start)
+    for before in (None, "disabled"):
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+        if before is not None:
+            monkeypatch.setenv("RAY_AUTH_MODE", before)
+        with connected(Resources(), 1):
+            assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ.get("RAY_AUTH_MODE") == before
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, {here!r})
