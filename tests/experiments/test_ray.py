@@ -16,7 +16,6 @@ from fake_runner import row
 
 from lotterykit.cli import invoke
 from lotterykit.errors import ArgumentError, LotterykitError
-from lotterykit.experiments import ray_crew
 from lotterykit.experiments.cluster import connected, on_loopback, slots
 from lotterykit.experiments.executors import find_executor, most_at_once
 from lotterykit.experiments.grid import Grid
@@ -28,6 +27,7 @@ from lotterykit.experiments.sweep import Sweep
 from lotterykit.experiments.tasks import Task
 
 ray = pytest.importorskip("ray", reason="no Ray for this platform")
+ray_crew = pytest.importorskip("lotterykit.experiments.ray_crew")
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent
 SHARE = 80 << 20  # of the object store, a node
