@@ -23,6 +23,7 @@ from lotterykit.errors import ArgumentError, LotterykitError, unknown_name
 from lotterykit.experiments import search_command
 from lotterykit.experiments.flags import GridFlags, figure_names
 from lotterykit.experiments.plant_back_command import plant_back
+from lotterykit.experiments.resources import Resources
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 ALLOCATOR_WORDS = ("allocate", "out of memory", "not enough memory", "overflow")  # of torch's RuntimeErrors
@@ -52,6 +53,7 @@ def run(
     workers: int | None = None,
     executor: str = "local",
     device: str = "cpu",
+    resources: Annotated[Resources | None, Parameter(name="*")] = None,
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
     """Run the cells of a TOML file, of flags, or of both (flags win); finished cells are never run again.
@@ -67,7 +69,7 @@ def run(
     workers
         Worker processes; one a core by default.
     executor
-        local (worker processes) or inline (this process).
+        local (worker processes), ray (a cluster or this machine) or inline (this process).
     device
         Where networks train: cpu, cuda or cuda:1.
     """
@@ -83,7 +85,10 @@ def run(
         raise ArgumentError("nothing to run: give a TOML file, or at least --task, --method and --density")
     seeds = base.seeds if seeds is None else seeds
     whole = Grid(spec=base.spec, grid={**base.grid, **fields}, seeds=seeds, oracle=oracle and base.oracle)
-    return execute(Sweep.of(whole.cells(), runner=runner, device=device), store, workers, executor)
+    cells = whole.cells()
+    return execute(
+        Sweep.of(cells, runner=runner, device=device), store, workers, executor, resources=resources
+    )
 
 
 @sweep.command
@@ -93,6 +98,7 @@ def resume(
     workers: int | None = None,
     executor: str = "local",
     device: str = "cpu",
+    resources: Annotated[Resources | None, Parameter(name="*")] = None,
     runner: Annotated[str, Parameter(show=False)] = RUNNER,
 ) -> int:
     """Go on with every sweep that was started on STORE: run what is missing, failed or damaged."""
@@ -104,7 +110,9 @@ def resume(
         cells = opened.planned()
     if not cells:
         raise ArgumentError(f"{store}: no sweep was ever started on it")
-    return execute(Sweep.of(cells, runner=runner, device=device), store, workers, executor)
+    return execute(
+        Sweep.of(cells, runner=runner, device=device), store, workers, executor, resources=resources
+    )
 
 
 @sweep.command

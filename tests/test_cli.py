@@ -84,6 +84,10 @@ def refused(capsys, *command):
         (sweep(workers="0"), "workers must be"),
         (sweep(workers="x"), "--workers"),
         (sweep(executor="loca"), "did you mean 'local'"),
+        (sweep(executor="inline", timeout="5"), "timeout needs executor 'local' or 'ray'"),
+        (sweep(timeout="-1"), "timeout must be a number of seconds above 0, got -1"),
+        ([*sweep(), "--memory-per-worker", "4 gigs"], "text like 4GB or 500MB"),
+        ([*sweep(), "--ray-address", "auto"], "ray_address needs executor 'ray', got 'local'"),
         (sweep(runner="nowhere:run"), "no runner"),
         (sweep(store="no/such/runs.sqlite"), "no/such does not exist"),
         (sweep(store="."), "is a directory"),
@@ -312,6 +316,15 @@ def test_failed_cells_give_status_1(capsys, folder):
     assert invoke(["sweep", "status", "runs.sqlite"]) == 0
     assert "5 failed" in capsys.readouterr().out
     assert invoke(["sweep", "resume", "runs.sqlite", *FAKE]) == 0
+
+
+def test_limits_of_a_worker_are_on_the_command_line(capsys):
+    command = [*sweep(seeds="3,", density=".1", method="snip", timeout="1"), "--no-oracle"]
+    assert invoke([*command, "--memory-per-worker", "1GB", "--runner", "fake_runner:hang_on_seed_3"]) == 1
+    err = capsys.readouterr().err
+    assert "out of time: killed after 1." in err
+    assert "lotterykit sweep resume runs.sqlite --timeout 1.0 --memory-per-worker 1GB\n" in err
+    assert invoke(["sweep", "resume", "runs.sqlite", "--timeout", "9", "--runner", "fake_runner:good"]) == 0
 
 
 def test_reproduce_runs_reports_and_finds_everything_done(capsys, folder):

@@ -18,6 +18,8 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from lotterykit.errors import LotterykitError
+from lotterykit.experiments.limits import over_memory, over_time, watch_memory
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.tasks import Report, Rows, Task, after, load_runner, wrong_rows
 
@@ -29,12 +31,13 @@ STARTS_LOST = 5  # workers lost in a row before they began, until the sweep is g
 class Worker:
     """One pool of one process, so that whatever a dying process does to its pipe is its own affair."""
 
-    def __init__(self, index: int, shares: Any, pids: Any, threads: int) -> None:
-        self._args = (shares, pids, index, threads, list(sys.path))
-        self._pids, self._index = pids, index
+    def __init__(self, index: int, shares: Any, pids: Any, held: Any, threads: int, limit: int) -> None:
+        self._args = (shares, pids, held, index, threads, limit, list(sys.path))
+        self._pids, self._held, self._index = pids, held, index
         self.future: Future | None = None
         self.task: Task | None = None
         self.since = 0.0
+        self.began: float | None = None
         self._open()
 
     def _open(self) -> None:
@@ -42,7 +45,7 @@ class Worker:
         self._pool = ProcessPool(1, context=context, initializer=_start_worker, initargs=self._args)
 
     def give(self, runner: str, task: Task) -> None:
-        self.task, self.since = task, time.monotonic()
+        self.task, self.since, self.began = task, time.monotonic(), None
         self.future = self._schedule(runner, task)
 
     def _schedule(self, runner: str, task: Task) -> Future:
@@ -69,6 +72,11 @@ class Worker:
         pool.stop()
         pool.join()
 
+    def exceeded(self) -> int:
+        """Bytes that the process held when it ended itself for them; 0 where it did not."""
+        held, self._held[self._index] = self._held[self._index], 0
+        return held
+
     def kill(self) -> None:
         """End the process at once: it owns nothing that a softer way would save."""
         self._pool.stop()
@@ -81,14 +89,23 @@ class Crew:
     """The parent's side: gives each worker one task at a time and takes back what comes."""
 
     def __init__(
-        self, batches: Sequence[list[CellSpec]], runner: str, workers: int, threads: int, report: Report
+        self,
+        batches: Sequence[list[CellSpec]],
+        runner: str,
+        workers: int,
+        threads: int,
+        report: Report,
+        resources: Resources,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
         self.runner, self.report = runner, report
+        self.timeout, self.memory = resources.timeout, int(resources.memory_per_worker or 0)
         self.shares = context.RawArray("d", max(1, len(batches)))  # finished share of a batch; -1: not begun
-        pids = context.RawArray("l", workers)
-        self.workers = [Worker(index, self.shares, pids, threads) for index in range(workers)]
+        pids, held = context.RawArray("l", workers), context.RawArray("q", workers)
+        self.workers = [
+            Worker(index, self.shares, pids, held, threads, self.memory) for index in range(workers)
+        ]
         self.lost = 0  # starts lost in a row
 
     def work(self) -> None:
@@ -114,9 +131,7 @@ class Crew:
         if worker.future is None or worker.task is None:
             return
         if not worker.future.done():
-            late = time.monotonic() - worker.since > START_SECONDS
-            if late and self.shares[worker.task.slot] < 0:
-                self._restart(worker)
+            self._check_clock(worker, worker.task)
             return
         future, task = worker.future, worker.task
         error = future.exception()
@@ -125,6 +140,8 @@ class Crew:
             return
         worker.take()
         if isinstance(error, ProcessExpired):
+            held = worker.exceeded()
+            error = over_memory(held, self.memory) if held else error
             worker.renew()
         self.lost = 0
         rows: Rows = [] if error is not None else future.result()
@@ -133,6 +150,22 @@ class Crew:
             self.report.rows(task.cells, rows)
         else:
             self.todo.extend(after(task, error, self.report))
+
+    def _check_clock(self, worker: Worker, task: Task) -> None:
+        """Restart a worker that does not begin; kill one that exceeds the time of its cells."""
+        now = time.monotonic()
+        if self.shares[task.slot] < 0:
+            if now - worker.since > START_SECONDS:
+                self._restart(worker)
+            return
+        if worker.began is None:
+            worker.began = now
+        seconds, cells = now - worker.began, len(task.cells)
+        if self.timeout is not None and seconds > self.timeout * cells:
+            worker.take()
+            worker.kill()
+            worker.renew()
+            self.todo.extend(after(task, over_time(seconds, cells, self.timeout), self.report))
 
     def _restart(self, worker: Worker) -> None:
         """`worker` died before it began: not its cells' fault."""
@@ -164,13 +197,17 @@ _shares: Any = None
 _threads = 1
 
 
-def _start_worker(shares: Any, pids: Any, index: int, threads: int, path: list[str]) -> None:
+def _start_worker(
+    shares: Any, pids: Any, held: Any, index: int, threads: int, limit: int, path: list[str]
+) -> None:
     global _shares, _threads
     _shares, _threads = shares, threads
     pids[index] = os.getpid()
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    if limit:
+        watch_memory(limit, lambda count: held.__setitem__(index, count), threading.Event())
 
 
 def _die_with_parent() -> None:
@@ -181,8 +218,8 @@ def _die_with_parent() -> None:
 
 
 def _run_task(runner: str, cells: list[CellSpec], slot: int) -> Rows:
-    _shares[slot] = 0.0
     run = load_runner(runner)
+    _shares[slot] = 0.0  # the clock of a timeout starts once torch is loaded
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(_threads)

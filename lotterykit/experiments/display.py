@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from lotterykit.experiments.executors import find_executor
 from lotterykit.experiments.forecast import say_seconds
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store, check_writable
 from lotterykit.experiments.sweep import Progress, Sweep
@@ -22,17 +24,26 @@ MEASURING_SECONDS = 2.0  # of the forecast, until it says that it is at work
 QUIET_SECONDS = 20.0  # between two lines where there is no terminal
 
 
-def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again: str | None = None) -> int:
+def execute(
+    whole: Sweep,
+    store: Path,
+    workers: int | None,
+    executor: str,
+    again: str | None = None,
+    resources: Resources | None = None,
+) -> int:
     """Forecast, run, say what happened; the exit status. `again` is the command that goes on."""
-    again = again or resume_command(store, device_of(whole.runner))
+    device, resources = device_of(whole.runner), resources or Resources()
+    again = again or resume_command(store, device, executor, resources)
     find_executor(executor)
+    resources.checked(executor, device)
     check_writable(store)
     measuring = threading.Timer(
         MEASURING_SECONDS, print, ["measuring a few steps ..."], {"file": sys.stderr, "flush": True}
     )
     measuring.start()
     try:
-        expected = whole.forecast(workers=workers, store=store)
+        expected = whole.forecast(workers=workers, store=store, executor=executor, **asdict(resources))
     finally:
         measuring.cancel()
     done = len(whole.cells) - expected.cells
@@ -49,7 +60,7 @@ def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again
 
     try:
         with show_progress() as show:
-            result = whole.run(executor, workers, store, progress=note)
+            result = whole.run(executor, workers, store, progress=note, **asdict(resources))
     except KeyboardInterrupt:
         under_way = f", {lost} cell{'s' * (lost > 1)} under way lost" if lost else ""
         print(f"stopped{under_way}; go on with: {again}", file=sys.stderr)
@@ -68,10 +79,14 @@ def execute(whole: Sweep, store: Path, workers: int | None, executor: str, again
     return 1 if result.failed else 0
 
 
-def resume_command(store: Path, device: str = "cpu") -> str:
+def resume_command(
+    store: Path, device: str = "cpu", executor: str = "local", resources: Resources | None = None
+) -> str:
     """What goes on with the sweeps of `store`."""
-    on = "" if device == "cpu" else f" --device {device}"
-    return f"lotterykit sweep resume {shlex.quote(str(store))}{on}"
+    words = ["lotterykit", "sweep", "resume", str(store)]
+    words += [] if executor == "local" else ["--executor", executor]
+    words += [] if device == "cpu" else ["--device", device]
+    return shlex.join([*words, *(resources or Resources()).flags()])
 
 
 def tell_damaged(store: Store, cells: list[CellSpec] | None = None, again: str | None = None) -> None:

@@ -1,4 +1,7 @@
-"""Executors: run batches of cells in isolated worker processes, or in this one.
+"""Executors: run batches of cells in isolated worker processes, on Ray, or in this process.
+
+All are called as `run_local` is: with batches, the name of a runner, how many batches may run at once, a
+`Report` that is told rows and failures, and `Resources` that were checked for that executor.
 
 A worker that dies costs its own batch, whose cells are then tried one by one. Workers never write: they
 hand rows to the parent. They are spawned, never forked (a fork after an OpenMP region hangs).
@@ -14,9 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lotterykit.errors import ArgumentError, unknown_name
+from lotterykit.experiments.cluster import connected, need_ray, slots
 from lotterykit.experiments.crew import Crew
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import CellSpec
-from lotterykit.experiments.tasks import Report, Task, after, load_runner, wrong_rows
+from lotterykit.experiments.tasks import Report, Task, after, device_of, load_runner, wrong_rows
+
+UNLIMITED = Resources()
 
 
 def cores() -> int:
@@ -50,7 +57,14 @@ def need_main_file() -> None:
         )
 
 
-def run_inline(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+def run_inline(
+    batches: Sequence[list[CellSpec]],
+    *,
+    runner: str,
+    workers: int,
+    report: Report,
+    resources: Resources = UNLIMITED,
+) -> None:
     """Run the batches one after another in this process: for tests and debuggers."""
     run = load_runner(runner)
     todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
@@ -73,7 +87,14 @@ def _share_of(task: Task, report: Report) -> Callable[[float], None]:
     return lambda share: report.running([(task.cells, share)])
 
 
-def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, report: Report) -> None:
+def run_local(
+    batches: Sequence[list[CellSpec]],
+    *,
+    runner: str,
+    workers: int,
+    report: Report,
+    resources: Resources = UNLIMITED,
+) -> None:
     """Run the batches, in their order, in `workers` spawned processes of cores // workers threads each.
 
     On any exception in this process, Ctrl-C included, what has arrived is reported and the workers are
@@ -84,7 +105,7 @@ def run_local(batches: Sequence[list[CellSpec]], *, runner: str, workers: int, r
     load_runner(runner)
     workers = max(1, min(workers, len(batches)))
     with _thread_settings(max(1, cores() // workers)) as threads:
-        crew = Crew(batches, runner, workers, threads, report)
+        crew = Crew(batches, runner, workers, threads, report, resources)
         try:
             crew.work()
         finally:
@@ -108,11 +129,56 @@ def _thread_settings(threads: int) -> Iterator[int]:
                 os.environ[name] = value
 
 
-EXECUTORS: dict[str, Callable[..., None]] = {"local": run_local, "inline": run_inline}
+def run_ray(
+    batches: Sequence[list[CellSpec]],
+    *,
+    runner: str,
+    workers: int,
+    report: Report,
+    resources: Resources = UNLIMITED,
+) -> None:
+    """Run the batches, in their order, as Ray tasks, `workers` at once.
+
+    On any exception in this process, Ctrl-C included, what has arrived is reported, the tasks are cancelled
+    and a Ray that was started here is stopped before it goes on. Raises `LotterykitError` where Ray is
+    missing, does not answer, or has no node fit for a batch.
+    """
+    resources = resources.checked("ray", device_of(runner))
+    load_runner(runner)
+    with connected(resources, workers):
+        from lotterykit.experiments.ray_crew import RayCrew
+
+        crew = RayCrew(batches, runner, workers, report, resources)
+        try:
+            crew.work()
+        finally:
+            crew.dismiss()
+
+
+EXECUTORS: dict[str, Callable[..., None]] = {"local": run_local, "ray": run_ray, "inline": run_inline}
 
 
 def find_executor(name: str) -> Callable[..., None]:
-    """The executor called `name`. Raises `ArgumentError` for an unknown one."""
+    """The executor called `name`. Raises `ArgumentError` for an unknown one, `LotterykitError` for one whose
+    library is missing."""
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
+    if name == "ray":
+        need_ray()
     return EXECUTORS[name]
+
+
+def most_at_once(executor: str, resources: Resources) -> int:
+    """Batches that run at once where nobody says how many: one a core of this machine; with Ray as many as
+    its CPUs and GPUs allow."""
+    if executor != "ray":
+        return cores()
+    if resources.ray_address is not None:
+        with connected(resources, 1):
+            return max(1, slots(resources))  # a cluster that is still growing has none
+    by_cpu = cores() / (resources.cpus_per_task or 1)
+    if not resources.gpus_per_task:
+        return max(1, int(by_cpu))
+    import torch
+
+    return max(1, int(min(by_cpu, torch.cuda.device_count() / resources.gpus_per_task)))

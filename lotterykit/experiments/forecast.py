@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lotterykit.errors import ArgumentError
+from lotterykit.experiments.resources import WORKER_BYTES
 from lotterykit.experiments.spec import EDGE_POPUP, LADDER, CellSpec
 
 INPUTS_OUTPUTS = {"circle": (2, 4), "relu": (1, 1), "helix": (1, 3)}
-WORKER_BYTES = 330 << 20  # a process with torch loaded and nothing else
 ROW_BYTES = 12_000  # of the store, a cell
 START_SECONDS = 3.0  # until a spawned worker has loaded torch
 EVALUATED = 4096  # samples that are evaluated at once

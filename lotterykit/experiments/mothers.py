@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,8 @@ from lotterykit.planting.match import Match, match
 from lotterykit.planting.plant import Planted, write
 from lotterykit.planting.targets import TARGETS, TargetNetwork
 from lotterykit.training.recipe import Split
+
+DataKey = tuple[str, int, float, int]
 
 
 @dataclass
@@ -60,8 +63,9 @@ class Hidden:
 class Mothers:
     """Hides tickets; what several cells need is made once: data, mothers, matches, planted networks."""
 
-    def __init__(self) -> None:
-        self._made: dict[Any, Any] = {}
+    def __init__(self, data: Mapping[DataKey, Split] | None = None) -> None:
+        """`data` holds data sets that are drawn already."""
+        self._made: dict[Any, Any] = {("data", *key): split for key, split in (data or {}).items()}
 
     def hide(self, cell: CellSpec) -> Hidden:
         """Data, mother and planted ticket of a cell: functions of its seed and setting, not of the method
@@ -70,10 +74,10 @@ class Mothers:
         began = time.perf_counter()
         shape = (cell.task, cell.depth, cell.width, cell.init, cell.seed, scaled)
         matching = (*shape, cell.matching, cell.scaling)
-        data = (cell.task, cell.samples, cell.noise, cell.seed)
+        data = data_key(cell)
         key = ("hidden", *matching, *data, cell.gain, cell.planted)
         if key not in self._made:
-            split = self._once(("data", *data), lambda: _data(cell))
+            split = self._once(("data", *data), lambda: draw_data(data))
             mother = self._once(("mother", *shape), lambda: _mother(cell))
             matched = self._once(("match", *matching), lambda: _match(cell, mother))
             self._made[key] = Hidden(split, _planted(cell, matched, mother))
@@ -88,8 +92,15 @@ class Mothers:
         return self._made[key]
 
 
-def _data(cell: CellSpec) -> Split:
-    return Split(*TASKS[cell.task].sample(cell.samples, cell.noise, derive_seed(cell.seed, "data")))
+def data_key(cell: CellSpec) -> DataKey:
+    """What a cell's data depend on."""
+    return cell.task, cell.samples, cell.noise, cell.seed
+
+
+def draw_data(key: DataKey) -> Split:
+    """The data of all cells with this `data_key`."""
+    task, samples, noise, seed = key
+    return Split(*TASKS[task].sample(samples, noise, derive_seed(seed, "data")))
 
 
 def _mother(cell: CellSpec) -> nn.Module:

@@ -8,7 +8,7 @@ edge-popup (Fig. 4): plant, train scores while the weights are frozen, keep the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from lotterykit.data.planted import TASKS
 from lotterykit.errors import ArgumentError
 from lotterykit.experiments.ladder import RUNGS
-from lotterykit.experiments.mothers import Hidden, Mothers
+from lotterykit.experiments.mothers import DataKey, Hidden, Mothers, data_key, draw_data
 from lotterykit.experiments.row import finite, result_row
 from lotterykit.experiments.spec import EDGE_POPUP, LADDER, CellSpec, derive_seed
+from lotterykit.experiments.tasks import DataSets
 from lotterykit.experiments.together import Evaluator, train_once
 from lotterykit.mask import Masks
 from lotterykit.nn.models import chain
@@ -57,10 +58,14 @@ class Search:
 
 
 def run_batch(
-    cells: list[CellSpec], *, progress: Callable[[float], None] | None = None, device: str = "cpu"
+    cells: list[CellSpec],
+    *,
+    progress: Callable[[float], None] | None = None,
+    device: str = "cpu",
+    data: Mapping[DataKey, Split] | None = None,
 ) -> list[dict]:
     """A result row per cell, in order; `progress` is told the finished share of the batch, in [0, 1];
-    networks train on `device`.
+    networks train on `device`; `data` holds data sets that need not be drawn.
 
     The cells must share pipeline, task, depth, width and recipe (`spec.group` sees to it): they train
     side by side. Raises `ArgumentError` otherwise.
@@ -71,11 +76,11 @@ def run_batch(
     if len(shapes) > 1:
         raise ArgumentError(f"the cells of a batch must share shape and recipe, got {len(shapes)} kinds")
     with one_thread():  # rows must not depend on how many threads a worker has
-        return _run(cells, _counter(cells, progress), device)
+        return _run(cells, _counter(cells, progress), device, Mothers(data))
 
 
-def _run(cells: list[CellSpec], done: Callable[[int], None], device: str) -> list[dict]:
-    mothers, evaluator = Mothers(), Evaluator()
+def _run(cells: list[CellSpec], done: Callable[[int], None], device: str, mothers: Mothers) -> list[dict]:
+    evaluator = Evaluator()
     searches = []
     for cell in cells:
         hidden = mothers.hide(cell)
@@ -298,3 +303,6 @@ def _counter(cells: list[CellSpec], progress: Callable[[float], None] | None) ->
             progress(finished / total)
 
     return done
+
+
+DATA_SETS = {"run_batch": DataSets(data_key, draw_data)}

@@ -10,13 +10,20 @@ from typing import Any
 
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.calibrate import calibrator
-from lotterykit.experiments.executors import cores, find_executor, need_main_file, refuse_in_worker
+from lotterykit.experiments.executors import (
+    cores,
+    find_executor,
+    most_at_once,
+    need_main_file,
+    refuse_in_worker,
+)
 from lotterykit.experiments.forecast import Forecast, check_memory, forecast, work
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.schema import check_path
 from lotterykit.experiments.spec import BATCH, CellSpec, group
 from lotterykit.experiments.store import Store
-from lotterykit.experiments.tasks import Failed, Rows, runner_on
+from lotterykit.experiments.tasks import Failed, Rows, check_device, device_of, runner_on
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 REPORT_SECONDS = 0.2  # between two calls of `progress`
@@ -89,17 +96,33 @@ class Sweep:
         sweep.cells, sweep.runner = list(dict.fromkeys(cells)), runner_on(runner, device)
         return sweep
 
-    def forecast(self, *, workers: int | None = None, store: str | Path | None = None) -> Forecast:
+    def forecast(
+        self,
+        *,
+        workers: int | None = None,
+        store: str | Path | None = None,
+        executor: str = "local",
+        **resources: Any,
+    ) -> Forecast:
         """Time, memory and disk of what is still to run (everything, without a `store`): measures a few
-        steps of each shape; time is None where that fails. Raises `ArgumentError` and `StoreError` as `run`
-        would."""
-        _check(self.cells, self.runner)
-        workers = _workers(workers)
-        batches = self._affordable(workers, store)
+        steps of each shape on this machine; time is None where that fails. Raises `ArgumentError` and
+        `StoreError` as `run` would."""
+        workers, allowed = self._allowed(executor, workers, resources)
+        batches = self._affordable(workers, store, allowed)
         calibrate = calibrator(self.runner, max(1, cores() // workers))
         return forecast(batches, workers=workers, calibrate=calibrate)
 
-    def _affordable(self, workers: int, store: str | Path | None) -> list[list[CellSpec]]:
+    def _allowed(
+        self, executor: str, workers: int | None, resources: dict[str, Any]
+    ) -> tuple[int, Resources]:
+        """How many batches run at once, with what. Raises `ArgumentError` where they cannot."""
+        _check(self.cells, self.runner)
+        allowed = Resources(**resources).checked(executor, device_of(self.runner))
+        if allowed.ray_address is None:  # other machines may have what this one has not
+            check_device(device_of(self.runner))
+        return _workers(workers, executor, allowed), allowed
+
+    def _affordable(self, workers: int, store: str | Path | None, allowed: Resources) -> list[list[CellSpec]]:
         """The batches still to run. Raises `ArgumentError` where they need more memory than there is."""
         todo = self.cells
         if store is not None and check_path(Path(store), write=True):
@@ -107,7 +130,8 @@ class Sweep:
                 good, _ = opened.done(self.cells)
             todo = [cell for cell in self.cells if cell not in good]
         batches = _batches(todo, workers)
-        check_memory(batches, workers)
+        if allowed.ray_address is None:
+            check_memory(batches, workers)
         return batches
 
     def run(
@@ -117,22 +141,24 @@ class Sweep:
         store: str | Path = "runs.sqlite",
         resume: bool = True,
         progress: Callable[[Progress], None] | None = None,
+        **resources: Any,
     ) -> SweepResult:
         """Run every cell that has no good row in `store`, and keep each row as soon as its batch is done.
 
-        `workers` defaults to one a core. With `resume=False` a store that exists is refused. Cells that fail
-        are listed in the result and in the store, and tried again next time. On Ctrl-C the finished batches
-        are in the store when `KeyboardInterrupt` goes on. Raises `ArgumentError` and `StoreError` before
-        anything runs.
+        `workers`, the batches that run at once, default to one a core (of the cluster, with Ray);
+        `resources` are the fields of `Resources`, as `timeout=60`. With `resume=False` a store that exists is
+        refused. Cells that fail are listed in the result and in the store, and tried again next time. On
+        Ctrl-C the finished batches are in the store when `KeyboardInterrupt` goes on. Raises `ArgumentError`
+        and `StoreError` before anything runs, `LotterykitError` where workers or Ray do not start.
         """
         refuse_in_worker()
-        start, workers = find_executor(executor), _workers(workers)
+        start = find_executor(executor)
         if executor == "local":
             need_main_file()
-        _check(self.cells, self.runner)
+        workers, allowed = self._allowed(executor, workers, resources)
         if not resume and Path(store).exists():
             raise StoreError(f"{store}: exists already; resume it or name another")
-        self._affordable(workers, store)
+        self._affordable(workers, store, allowed)
         began = time.monotonic()
         with Store(store, write=True) as opened:
             opened.plan(self.cells)
@@ -141,7 +167,8 @@ class Sweep:
             recorder = Recorder(opened, self.cells, todo, progress)
             try:
                 if todo:
-                    start(_batches(todo, workers), runner=self.runner, workers=workers, report=recorder)
+                    batches = _batches(todo, workers)
+                    start(batches, runner=self.runner, workers=workers, report=recorder, resources=allowed)
             finally:
                 recorder.tell(force=True)
         seconds = time.monotonic() - began
@@ -213,9 +240,9 @@ def _batches(cells: list[CellSpec], workers: int) -> list[list[CellSpec]]:
     return sorted(batches, key=lambda batch: -sum(map(work, batch)))
 
 
-def _workers(workers: int | None) -> int:
+def _workers(workers: int | None, executor: str, resources: Resources) -> int:
     if workers is None:
-        return cores()
+        return most_at_once(executor, resources)
     if isinstance(workers, bool) or not isinstance(workers, int) or not 1 <= workers <= 1024:
         raise ArgumentError(f"workers must be an int from 1 to 1024, got {workers!r}")
     return workers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,11 +32,25 @@ class Failed:
 
 @dataclass
 class Task:
-    """Cells that one worker runs together; `attempts` counts the failed tries of these cells so far."""
+    """Cells that one worker runs together; `attempts` counts the failed tries of these cells so far,
+    `losses` the tries that ended with their machine."""
 
     cells: list[CellSpec]
     slot: int
     attempts: int = 0
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Data that cells of several batches may share: `key` names a cell's, `draw` makes what a key names.
+
+    A runner takes them, as far as they are made already, as `data={key: ...}` if its module lists it in a
+    dict `DATA_SETS` by the function's name.
+    """
+
+    key: Callable[[CellSpec], Hashable]
+    draw: Callable[[Any], Any]
 
 
 class Report(Protocol):
@@ -54,22 +68,27 @@ class Report(Protocol):
 
 def runner_on(runner: str, device: str) -> str:
     """The name of a runner that trains on `device`: "package.module:function", with "@device" unless that is
-    the CPU. Raises `ArgumentError` where torch sees no such device."""
-    check_device(device)
+    the CPU. Raises `ArgumentError` for what is no device; `check_device` tells whether it is there."""
+    _check_name(device)
     return runner if device == "cpu" else f"{runner}@{device}"
 
 
 def check_device(device: str) -> None:
     """Raises `ArgumentError` unless `device` is "cpu" or a CUDA device that torch sees."""
+    _check_name(device)
     if device == "cpu":
         return
     import torch
 
-    if device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
-        raise ArgumentError(f"device must be 'cpu', 'cuda' or 'cuda:<number>', got {device!r}")
     if int(device[5:] or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise ArgumentError(f"device {device!r} was asked for, but torch sees {seen} CUDA device(s)")
+
+
+def _check_name(device: str) -> None:
+    numbered = device.startswith("cuda:") and device[5:].isdecimal()
+    if device not in ("cpu", "cuda") and not numbered:
+        raise ArgumentError(f"device must be 'cpu', 'cuda' or 'cuda:<number>', got {device!r}")
 
 
 def device_of(runner: str) -> str:
@@ -88,6 +107,13 @@ def load_runner(name: str) -> Runner:
         raise ArgumentError(f"no runner {name!r}: {error}") from None
 
 
+def data_sets(name: str) -> DataSets | None:
+    """The data sets that the runner of this name can be given, None where it takes none."""
+    module, _, function = name.partition("@")[0].partition(":")
+    found: dict[str, DataSets] = getattr(importlib.import_module(module), "DATA_SETS", {})
+    return found.get(function)
+
+
 def after(task: Task, error: BaseException, report: Report) -> list[Task]:
     """What to try again after `task` failed: its cells alone, each at most `SINGLE_TRIES` times."""
     tried = task.attempts + 1
@@ -97,7 +123,7 @@ def after(task: Task, error: BaseException, report: Report) -> list[Task]:
     if hopeless:
         report.failed(Failed(task.cells[0], _describe(error), tried))
         return []
-    return [Task([cell], task.slot, tried) for cell in task.cells]
+    return [Task([cell], task.slot, tried, task.losses) for cell in task.cells]
 
 
 def _describe(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from lotterykit.errors import ArgumentError
+from lotterykit.experiments.tasks import DataSets
 
 
 def row(cell):
@@ -87,6 +88,57 @@ def raise_on_seed_3(cells, *, progress=None):
     return good(cells)
 
 
+def hang_on_seed_3(cells, *, progress=None):
+    if any(cell.seed == 3 and cell.epochs for cell in cells):  # the forecast asks without training
+        time.sleep(600)
+    return good(cells)
+
+
+def greedy_on_seed_3(cells, *, progress=None):
+    """Holds a gigabyte until it is killed for it."""
+    if any(cell.seed == 3 for cell in cells):
+        held = b"x" * 10**9
+        time.sleep(60)
+        raise RuntimeError(f"nobody minded {len(held)} bytes")
+    return good(cells)
+
+
+def noted_on_seed_3(cells, *, progress=None):
+    """Raises after a note in the file that LOTTERYKIT_TEST_LOG names."""
+    if any(cell.seed == 3 for cell in cells):
+        note("raises")
+    return raise_on_seed_3(cells)
+
+
+def on_a_node(cells, *, progress=None, device="cpu"):
+    """Half a second a cell; notes Ray's node, the key and when it ran; its row has the task's GPUs."""
+    import ray
+
+    node = ray.get_runtime_context().get_node_id()
+    for done, cell in enumerate(cells, 1):
+        began = time.time()
+        note(f"{node} {cell.key()} begins")
+        time.sleep(0.5)
+        note(f"{node} {cell.key()} {began} {time.time()}")
+        if progress is not None:
+            progress(done / len(cells))
+    return [{**found, "versions": {"gpus": ray.get_gpu_ids()}} for found in good(cells)]
+
+
+def note(line):
+    with Path(os.environ["LOTTERYKIT_TEST_LOG"]).open("a") as log:
+        log.write(line + "\n")
+
+
+def draw(seed):
+    note(f"drawn {seed}")
+    return [seed] * 3
+
+
+def reads_data(cells, *, progress=None, data=None):
+    return [{**found, "versions": {"data": data}} for found in good(cells)]
+
+
 def no_memory(cells, *, progress=None):
     raise MemoryError
 
@@ -114,3 +166,6 @@ def other_key(cells, *, progress=None):
 def threads(cells, *, progress=None):
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
     return [{**found, "versions": {n: os.environ.get(n) for n in names}} for found in good(cells)]
+
+
+DATA_SETS = {"reads_data": DataSets(lambda cell: cell.seed, draw)}

@@ -10,7 +10,7 @@ from lotterykit.experiments import together
 from lotterykit.experiments.display import resume_command
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.sweep import RUNNER, Sweep
-from lotterykit.experiments.tasks import device_of, load_runner, runner_on
+from lotterykit.experiments.tasks import check_device, device_of, load_runner, runner_on
 from lotterykit.ops.dispatch import forced_backend, use_backend
 from lotterykit.training.replicas import train_replicas
 
@@ -18,11 +18,14 @@ SMALL = {"task": "relu", "width": 30, "samples": 200, "epochs": 1}
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7", "gpu", "cuda:", "cuda:x", "CPU", ""])
-def test_a_device_that_is_not_there_is_refused(device, monkeypatch):
+def test_a_device_that_is_not_there_is_refused(device, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ArgumentError, match=r"torch sees no CUDA device|must be 'cpu', 'cuda'") as error:
-        Sweep(SMALL, {"method": ["random"], "density": [0.5]}, 1, device=device)
+        Sweep(SMALL, {"method": ["random"], "density": [0.5]}, 1, device=device).run(
+            store=tmp_path / "runs.sqlite"
+        )
     assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_name_of_a_runner_tells_the_device(monkeypatch):
@@ -32,7 +35,7 @@ def test_the_name_of_a_runner_tells_the_device(monkeypatch):
     assert device_of(runner_on(RUNNER, "cuda:1")) == "cuda:1"
     assert load_runner(runner_on(RUNNER, "cuda:1")).keywords == {"device": "cuda:1"}
     with pytest.raises(ArgumentError, match="torch sees 2 CUDA device"):
-        runner_on(RUNNER, "cuda:2")
+        check_device("cuda:2")
     assert resume_command("a b", "cuda") == "lotterykit sweep resume 'a b' --device cuda"
 
 

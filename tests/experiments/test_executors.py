@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,10 @@ from lotterykit.errors import ArgumentError, LotterykitError
 from lotterykit.experiments.crew import Crew
 from lotterykit.experiments.executors import cores, find_executor
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.limits import resident_bytes
+from lotterykit.experiments.resources import Resources
 from lotterykit.experiments.spec import group
+from lotterykit.experiments.sweep import Sweep
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent
@@ -38,10 +42,11 @@ class Notes:
         self.shares += [share for _, share in shares]
 
 
-def run(executor, runner, *, workers=2, size=4):
+def run(executor, runner, *, workers=2, size=4, **resources):
     notes = Notes()
     name = f"fake_runner:{runner}"
-    find_executor(executor)(group(CELLS, size), runner=name, workers=workers, report=notes)
+    allowed = Resources(**resources).checked(executor, "cpu")
+    find_executor(executor)(group(CELLS, size), runner=name, workers=workers, report=notes, resources=allowed)
     return notes
 
 
@@ -98,6 +103,75 @@ def test_an_exception_costs_its_cell_alone(executor):
     assert failure.error == "RuntimeError: seed 3 is bad"
 
 
+def test_a_cell_that_hangs_is_killed_after_its_time():
+    notes = run("local", "hang_on_seed_3", timeout=0.5)
+    assert sorted(cell.seed for cell, _ in notes.found) == [0, 1, 2, 4, 5, 6, 7]
+    (failure,) = notes.given_up
+    assert (failure.cell.seed, failure.attempts) == (3, 3)
+    assert failure.error.startswith("out of time: killed after 0.")
+    assert failure.error.endswith("timeout is 0.5 s")
+
+
+def test_a_batch_has_the_time_of_all_its_cells():
+    notes = run("local", "slow", workers=1, size=8, timeout=0.1)  # .03 s a cell: .24 s the batch
+    assert len(notes.found) == 8
+    assert notes.given_up == []
+
+
+def test_a_worker_that_holds_too_much_memory_is_killed_alone():
+    notes = run("local", "greedy_on_seed_3", memory_per_worker="500MB")
+    assert sorted(cell.seed for cell, _ in notes.found) == [0, 1, 2, 4, 5, 6, 7]
+    (failure,) = notes.given_up
+    assert (failure.cell.seed, failure.attempts) == (3, 3)
+    assert re.fullmatch(r"out of memory: the worker held \d+ MB, memory_per_worker is 500 MB", failure.error)
+
+
+def test_resident_bytes_grow_with_what_is_held():
+    before = resident_bytes()
+    held = b"x" * (200 << 20)
+    assert resident_bytes() - before > 0.9 * len(held)
+
+
+@pytest.mark.parametrize(
+    ("resources", "executor", "says"),
+    [
+        ({"timeout": 0}, "local", "timeout must be a number of seconds above 0, got 0"),
+        ({"timeout": float("nan")}, "local", "timeout must be"),
+        ({"timeout": float("inf")}, "local", "timeout must be"),
+        ({"timeout": "3"}, "local", "timeout must be"),
+        ({"timeout": True}, "local", "timeout must be"),
+        ({"timeout": 3}, "inline", "timeout needs executor 'local' or 'ray', got 'inline'"),
+        ({"memory_per_worker": "1GB"}, "inline", "memory_per_worker needs executor"),
+        ({"memory_per_worker": 100}, "local", "at least 346030080 bytes"),
+        ({"memory_per_worker": "4 gigs"}, "local", "text like 4GB or 500MB, got '4 gigs'"),
+        ({"memory_per_worker": True}, "local", "memory_per_worker must be"),
+        ({"memory_per_worker": -(10**12)}, "local", "memory_per_worker must be"),
+        ({"gpus_per_task": 1}, "local", "gpus_per_task needs executor 'ray', got 'local'"),
+        ({"ray_address": "auto"}, "inline", "ray_address needs executor 'ray'"),
+        ({"ray_address": "ray://head:10001"}, "ray", "on a node of the cluster"),
+        ({"ray_address": ""}, "ray", "host:port or 'auto'"),
+        ({"cpus_per_task": 0}, "ray", "cpus_per_task must be a number of CPUs above 0"),
+        ({"gpus_per_task": 1}, "ray", "gpus_per_task must be 0 with device cpu, got 1"),
+    ],
+)
+def test_bad_resources_are_refused(resources, executor, says):
+    with pytest.raises(ArgumentError, match=re.escape(says)):
+        Resources(**resources).checked(executor, "cpu")
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(1.5, "cuda"), (-1, "cuda"), (0, "cuda"), (None, "cuda:1")])
+def test_bad_gpus_are_refused(gpus, device):
+    with pytest.raises(ArgumentError, match=r"gpus_per_task|Ray chooses the GPU"):
+        Resources(gpus_per_task=gpus).checked("ray", device)
+
+
+def test_resources_of_ray_have_defaults():
+    assert Resources().checked("ray", "cpu") == Resources(cpus_per_task=1.0, gpus_per_task=0.0)
+    assert Resources().checked("ray", "cuda") == Resources(cpus_per_task=1.0, gpus_per_task=1.0)
+    assert Resources(gpus_per_task=0.25).checked("ray", "cuda").gpus_per_task == 0.25
+    assert Resources(timeout=3, gpus_per_task=0.5).flags() == ["--timeout", "3", "--gpus-per-task", "0.5"]
+
+
 @pytest.mark.parametrize(
     ("runner", "says"),
     [("short", "no good rows"), ("not_json", "no good rows"), ("other_key", "no good rows")],
@@ -127,6 +201,16 @@ def test_unknown_executor_and_runner():
     for name in ("fake_runner:none", "no_such_module:x", "fake_runner", ":"):
         with pytest.raises(ArgumentError, match="no runner"):
             find_executor("local")([CELLS], runner=name, workers=1, report=Notes())
+
+
+def test_a_missing_ray_is_one_line_that_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sweep = Sweep.of(CELLS, runner="fake_runner:good")
+    for ask in (lambda: find_executor("ray"), lambda: sweep.run("ray", store=tmp_path / "s.sqlite")):
+        with pytest.raises(LotterykitError, match=r"pip install 'lotterykit\[ray\]'") as error:
+            ask()
+        assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 SCRIPT = """
