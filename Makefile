@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo data test sanitize bench gpu-check clean
+.PHONY: demo data test sanitize fuzz bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -46,6 +46,11 @@ $(VENV)/.test: $(VENV)/.demo
 # their own under build/sanitize, some minutes. `make test` runs a reduced form.
 sanitize: $(VENV)/.test
 	$(RUN)/python tests/native/sanitize.py
+
+# Damaged files for every reader, 20,000 each, for nightly runs: some ten minutes. Failures lie in build/fuzz, and
+# `tests/fuzz/hostile.py --seed S --from N --mutants 1` reads one again. `make test` runs a reduced form.
+fuzz: $(VENV)/.test
+	$(RUN)/python tests/fuzz/hostile.py
 
 # The C table of the goals: measures this machine against every peer that is installed, then judges. Ratios are
 # of medians in alternating turns; leave the machine alone meanwhile. Peers: pip install sparseprop sparselab.

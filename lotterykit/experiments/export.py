@@ -79,7 +79,9 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
     """Text for `path` that appears there whole, or not at all: temporary file, fsync, rename."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(draft, "w", encoding="utf-8", newline="") as out:
+        draft.unlink(missing_ok=True)
+        # "x" follows no link; text from a store may hold surrogates, which UTF-8 has not
+        with open(draft, "x", encoding="utf-8", errors="backslashreplace", newline="") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

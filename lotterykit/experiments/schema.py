@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from lotterykit.errors import StoreError
+from lotterykit.errors import StoreError, brief
 
 APPLICATION_ID = 0x4C4F5454  # "LOTT"
 SCHEMA_VERSION = 1
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes names of a damaged file as they are
+MAX_ROW_BYTES = 1 << 28  # far beyond any row of ours; a damaged length allocates no more
 TABLES = {
     "cells": (
         "key TEXT PRIMARY KEY, spec TEXT NOT NULL, result TEXT NOT NULL, digest TEXT NOT NULL, "
@@ -64,13 +66,29 @@ def check_ours(path: Path) -> None:
                     f"{path}: written by a newer lotterykit (schema {version}, known here: {SCHEMA_VERSION})"
                 )
             tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.DatabaseError as error:
-        raise StoreError(f"{path}: not a lotterykit store, or corrupt: {error}") from None
+            computed = _computed(db) if application == APPLICATION_ID else None
+    except DAMAGE as error:
+        raise StoreError(f"{path}: not a lotterykit store, or corrupt: {brief(error)}") from None
     if application != APPLICATION_ID:
         raise StoreError(f"{path}: not a lotterykit store (application id {application})")
     if version < 1 or not tables >= TABLES.keys():
         lacking = ", ".join(sorted(TABLES.keys() - tables)) or "a schema version"
         raise StoreError(f"{path}: not a lotterykit store, or corrupt: it lacks {lacking}")
+    if computed is not None:
+        raise StoreError(f"{path}: not a lotterykit store: it holds {computed}, which could run anything")
+
+
+def _computed(db: sqlite3.Connection) -> str | None:
+    """What in the file is SQL to be run, not data: a view, a trigger, a virtual table, a generated column."""
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+        if kind in ("view", "trigger"):
+            return f"the {kind} {brief(name)}"
+        if str(sql).upper().startswith("CREATE VIRTUAL"):
+            return f"the virtual table {brief(name)}"
+    for table in TABLES:
+        if any(column[6] for column in db.execute(f"PRAGMA table_xinfo({table})")):
+            return f"a generated column in {table}"
+    return None
 
 
 def create(path: Path) -> None:
@@ -107,6 +125,8 @@ def connect(path: Path, write: bool) -> sqlite3.Connection:
         try:
             with clear(path):
                 db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+                db.execute("PRAGMA trusted_schema = OFF")
+                db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
                 db.execute("PRAGMA journal_mode = WAL" if write else "PRAGMA query_only = ON")
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute("SELECT count(*) FROM meta").fetchone()
@@ -123,6 +143,6 @@ def clear(path: Path) -> Iterator[None]:
     """SQLite's and the file system's errors as one line that names the store."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
-        what = {"database is locked": "another process is writing to it"}.get(str(error), str(error))
+    except (*DAMAGE, OSError) as error:
+        what = {"database is locked": "another process is writing to it"}.get(str(error), brief(error))
         raise StoreError(f"{path}: {what}") from None
