@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -105,3 +106,15 @@ def test_load_refuses_other_files(tmp_path, content: bytes) -> None:
 def test_a_mask_must_be_bool() -> None:
     with pytest.raises(ArgumentError, match="bool"):
         Masks({"w": torch.ones(2)})
+
+
+def test_bytes_that_are_no_bool_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    Masks({"a": torch.tensor([[True, False, True]])}).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\2")
+    with pytest.raises(ArgumentError, match="is damaged: mask 'a' has other bytes than 0 and 1"):
+        Masks.load(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArgumentError, match="no regular file"):
+        Masks.load(tmp_path / "pipe")

@@ -24,7 +24,7 @@ ZIP_MAGIC = b"PK\x03\x04"  # by which torch tells an archive from the older form
 OLD_PICKLES = 5  # of the older format: magic number, version, system, content, names of the storages
 MAX_EXPANSION = 4  # bytes of all tensors, views that share a storage and all, to bytes of the file
 NAMED = re.compile(
-    r"collections (OrderedDict|defaultdict|Counter)|builtins (set|complex)|_codecs encode"
+    r"collections (OrderedDict|defaultdict|Counter)|(builtins|__builtin__) (set|complex)|_codecs encode"
     r"|torch\._utils _rebuild_\w+|torch\._tensor _rebuild_\w+|torch\.nn\.parameter Parameter"
     r"|torch(\.storage)? \w*Storage|torch (Size|device|[a-z]\w*)|torch\.serialization _get_layout"
 )

@@ -58,7 +58,7 @@ STATEMENTS = (
     "CREATE TRIGGER t AFTER UPDATE ON meta BEGIN UPDATE meta SET value = (WITH RECURSIVE n(i) AS (VALUES(0) "
     "UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n); END",
     "CREATE TRIGGER t AFTER INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no'); END",
-    "DROP TABLE {table}; CREATE TABLE {table} (key TEXT, spec AS (randomblob(1000000000)), result TEXT, "
+    "DROP TABLE {table}; CREATE TABLE {table} (key TEXT, spec AS (zeroblob(1000000000)), result TEXT, "
     "digest TEXT)",
     "CREATE INDEX odd ON cells (abs(randomblob(9)))",
     "PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = {value} WHERE name = '{table}'",
