@@ -1,7 +1,7 @@
 """What a file of `torch.save` may ask of memory, checked before torch reads it.
 
 `weights_only=True` runs nothing that a file names, but it inflates archives, allocates what a pickle says,
-and calls bytearray: a file of a kilobyte could take all memory.
+calls bytearray and hashes nested tuples: a file of a kilobyte could take all memory, or years.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lotterykit.errors import ArgumentError, brief
 ZIP_MAGIC = b"PK\x03\x04"  # by which torch tells an archive from the older format
 OLD_PICKLES = 5  # of the older format: magic number, version, system, content, names of the storages
 MAX_EXPANSION = 4  # bytes of all tensors, views that share a storage and all, to bytes of the file
+MAX_OBJECTS = 10**7  # that one value is made of; a network with its optimizer has a hundredth of it
 NAMED = re.compile(
     r"collections (OrderedDict|defaultdict|Counter)|(builtins|__builtin__) (set|complex)|_codecs encode"
     r"|torch\._utils _rebuild_\w+|torch\._tensor _rebuild_\w+|torch\.nn\.parameter Parameter"
@@ -85,10 +86,44 @@ def _check_archive(file: IO[bytes], size: int) -> None:
 def _check_pickle(content: Any) -> None:
     """Follow one pickle of `content`, an open file, to its end."""
     try:
+        sizes = _Sizes()
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not NAMED.fullmatch(str(argument)):
                 raise ArgumentError(f"it names {brief(argument)}, which no checkpoint needs")
+            sizes.follow(opcode, argument)
     except (ValueError, IndexError, KeyError, Warning) as error:
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError(f"a damaged pickle: {brief(error)}") from error
+
+
+class _Sizes:
+    """How many objects each value on a pickle's stack is made of, those that stand in it twice counted twice:
+    a tuple of a tuple twice, forty times over, takes a hundred bytes, and years where it is a dict's key."""
+
+    def __init__(self) -> None:
+        self.stack: list[int] = []
+        self.marks: list[int] = []
+        self.memo: dict[Any, int] = {}
+
+    def follow(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+        name, stack = opcode.name, self.stack
+        if name == "MARK":
+            self.marks.append(len(stack))
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = stack[-1]
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            taken, size = opcode.stack_before, 1
+            if pickletools.markobject in taken:
+                start = self.marks.pop()
+                size += sum(stack[start:])
+                del stack[start:]
+                taken = taken[: taken.index(pickletools.markobject)]
+            size += sum(stack.pop() for _ in taken)
+            if size > MAX_OBJECTS:
+                raise ArgumentError(f"a value of more than {MAX_OBJECTS} objects")
+            stack += [size] * len(opcode.stack_after)

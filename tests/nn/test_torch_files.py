@@ -123,3 +123,13 @@ def test_what_training_loops_save_is_let_through(tmp_path, new):
 
 def test_a_plain_pickle_is_refused(tmp_path):
     refused(tmp_path / "x.pt", pickle.dumps({"a": 1}), "cannot read")
+
+
+@pytest.mark.parametrize("double", [b"h\x00h\x00\x86q\x00", b"2\x86q\x00", b"(h\x00h\x00tq\x00"])
+def test_a_key_that_would_be_hashed_for_years(tmp_path, double):
+    def with_a_bomb(records):
+        bomb = b"\x80\x02}K\x01q\x00" + double * 60 + b"K\x01s."
+        return [(n, bomb if n.endswith("data.pkl") else c, zipfile.ZIP_STORED) for n, c in records]
+
+    data = packed(saved({"0.weight": torch.ones(2)}), with_a_bomb)
+    refused(tmp_path / "x.pt", data, "a value of more than 10000000 objects")
