@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo data test sanitize fuzz bench gpu-check clean
+.PHONY: demo data test sanitize fuzz chaos bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -51,6 +51,11 @@ sanitize: $(VENV)/.test
 # `tests/fuzz/hostile.py --seed S --from N --mutants 1` reads one again. `make test` runs a reduced form.
 fuzz: $(VENV)/.test
 	$(RUN)/python tests/fuzz/hostile.py
+
+# Sweeps and searches that are killed, stopped, or cannot write; prints kills, lost, duplicated, differing. Some
+# minutes. `make test` runs a reduced form.
+chaos: $(VENV)/.test
+	$(RUN)/python tests/chaos/chaos.py
 
 # The C table of the goals: measures this machine against every peer that is installed, then judges. Ratios are
 # of medians in alternating turns; leave the machine alone meanwhile. Peers: pip install sparseprop sparselab.

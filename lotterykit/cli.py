@@ -129,7 +129,7 @@ def status(store: Path) -> int:
 
 @sweep.command
 def export(store: Path, out: Path) -> int:
-    """Write the rows of STORE to OUT, a .csv or .jsonl file."""
+    """Write the rows of STORE to OUT, a .csv, .parquet or .jsonl file."""
     from lotterykit.experiments.display import tell_damaged
     from lotterykit.experiments.export import export as write
     from lotterykit.experiments.store import Store
@@ -139,6 +139,31 @@ def export(store: Path, out: Path) -> int:
         tell_damaged(opened)
     print(f"{count} rows in {out}")
     return 0
+
+
+@sweep.command
+def check(store: Path) -> int:
+    """Read all of STORE: its pages, every row against its digest. Status 1 where anything is damaged."""
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        return _tell_faults(opened.check(), f"{store}: {sum(1 for _ in opened.rows())} rows, all good")
+
+
+@sweep.command
+def backup(store: Path, out: Path) -> int:
+    """Copy STORE, which a sweep may be writing to, to the new file OUT, and check the copy."""
+    from lotterykit.experiments.backup import backup as copy
+    from lotterykit.experiments.store import Store
+
+    with Store(store) as opened:
+        faults = copy(opened, out)
+    return _tell_faults(faults, f"{out}: a checked copy of {store}")
+
+
+def _tell_faults(faults: list[str], good: str) -> int:
+    print("\n".join(faults) if faults else good)
+    return 1 if faults else 0
 
 
 @app.command

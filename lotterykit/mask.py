@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -214,7 +214,8 @@ def opened_safetensors(path: str | os.PathLike[str], what: str) -> Iterator[Any]
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old file or the whole new one, even after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    # What a killed process left must not be in the way: in containers the next one has its number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)

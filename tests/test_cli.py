@@ -90,6 +90,8 @@ def refused(capsys, *command):
         (["sweep", "status", "no.sqlite"], "no such store"),
         (["sweep", "resume", "no.sqlite"], "no such store"),
         (["sweep", "export", "no.sqlite", "out.csv"], "no such store"),
+        (["sweep", "check", "no.sqlite"], "no such store"),
+        (["sweep", "backup", "no.sqlite", "out.sqlite"], "no such store"),
         (["report", "no.sqlite"], "no such store"),
         (["reproduce", "plant-n-sek"], "did you mean 'plant-n-seek'"),
         (["reproduce", "plant-n-seek", "--figure", "8"], "unknown figure '8'"),
@@ -107,7 +109,7 @@ def test_bad_input_is_one_line_status_2_and_nothing_written(capsys, folder, comm
     assert os.listdir(folder) == []
 
 
-@pytest.mark.parametrize("command", ["run", "status", "resume", "export", "report"])
+@pytest.mark.parametrize("command", ["run", "status", "resume", "export", "check", "backup", "report"])
 @pytest.mark.parametrize("kind", ["text", "foreign", "newer", "cut"])
 def test_bad_stores_are_refused_untouched(capsys, folder, command, kind):
     path = folder / "s.sqlite"
@@ -128,6 +130,7 @@ def test_bad_stores_are_refused_untouched(capsys, folder, command, kind):
     words = {
         "run": [*SWEEP, *FAKE, "--store", path],
         "export": ["sweep", "export", path, "out.csv"],
+        "backup": ["sweep", "backup", path, "out.sqlite"],
         "report": ["report", path],
     }.get(command, ["sweep", command, path])
     assert "s.sqlite" in refused(capsys, *words)
@@ -155,6 +158,21 @@ def test_run_status_resume_export(capsys, folder):
     assert "its row was damaged" in err
     assert invoke(["sweep", "export", "runs.sqlite", "out.csv"]) == 0
     assert len((folder / "out.csv").read_text().splitlines()) == 11
+
+
+def test_check_and_backup(capsys, folder):
+    assert invoke([*SWEEP, *FAKE]) == 0
+    assert invoke(["sweep", "check", "runs.sqlite"]) == 0
+    assert "runs.sqlite: 10 rows, all good" in capsys.readouterr().out
+    assert invoke(["sweep", "backup", "runs.sqlite", "copy.sqlite"]) == 0
+    assert "copy.sqlite: a checked copy of runs.sqlite" in capsys.readouterr().out
+    assert "copy.sqlite: exists already" in refused(capsys, "sweep", "backup", "runs.sqlite", "copy.sqlite")
+    with closing(sqlite3.connect("runs.sqlite")) as db, db:
+        db.execute("UPDATE cells SET digest = '' WHERE rowid = 4")
+    for command in (["check", "runs.sqlite"], ["backup", "runs.sqlite", "other.sqlite"]):
+        assert invoke(["sweep", *command]) == 1
+        assert "the digest does not match the content" in capsys.readouterr().out
+    assert sorted(os.listdir(folder)) == ["copy.sqlite", "other.sqlite", "runs.sqlite"]
 
 
 def test_flags_win_over_the_toml_file(capsys, folder):

@@ -80,7 +80,7 @@ def violations(room: str, source: str) -> list[str]:
 
 PACKAGES_SEEN = {
     "torch", "numpy", "safetensors", "scipy", "triton", "matplotlib", "jinja2", "pydantic", "cyclopts",
-    "rich", "pebble", "ray", "sklearn", "PIL", "pandas", "networkx",
+    "rich", "pebble", "ray", "sklearn", "PIL", "pandas", "pyarrow", "networkx",
 }  # fmt: skip
 
 

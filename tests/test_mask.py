@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 from lotterykit.errors import ArgumentError
-from lotterykit.mask import Masks
+from lotterykit.mask import Masks, write_atomically
 
 
 def random_masks(widths: list[int], density: float, seed: int) -> Masks:
@@ -101,6 +102,17 @@ def test_load_refuses_other_files(tmp_path, content: bytes) -> None:
         Masks.load(tmp_path / "m")
     with pytest.raises(ArgumentError, match="cannot read"):
         Masks.load(tmp_path / "missing")
+
+
+def test_what_killed_writers_left_is_not_in_the_way(tmp_path) -> None:
+    path = tmp_path / "ticket"
+    names = (f".ticket.{os.getpid()}", f".ticket.{os.getpid()}.{threading.get_ident()}")
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    for content in (b"first", b"second"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == sorted([*names, "ticket"])
 
 
 def test_a_mask_must_be_bool() -> None:

@@ -43,7 +43,15 @@ class Worker:
 
     def give(self, runner: str, task: Task) -> None:
         self.task, self.since = task, time.monotonic()
-        self.future = self._pool.schedule(_run_task, args=(runner, task.cells, task.slot))
+        self.future = self._schedule(runner, task)
+
+    def _schedule(self, runner: str, task: Task) -> Future:
+        what = (runner, task.cells, task.slot)
+        try:
+            return self._pool.schedule(_run_task, args=what)
+        except RuntimeError:  # the process died between two tasks, within a message, and broke its pool
+            self.renew()
+            return self._pool.schedule(_run_task, args=what)
 
     def take(self) -> Task:
         task, self.future, self.task = self.task, None, None

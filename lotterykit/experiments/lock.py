@@ -12,11 +12,13 @@ from lotterykit.errors import StoreError
 class WriterLock:
     """Holds `<store>.lock` until `release`. Raises `StoreError` where another process holds it.
 
-    A file of its own: opening and closing the store itself would drop SQLite's POSIX locks.
+    A file of its own: opening and closing the store itself would drop SQLite's POSIX locks. It lies beside
+    the file that a link leads to: a store has one lock, by whatever name.
     """
 
     def __init__(self, store: Path) -> None:
-        self.path = store.with_name(store.name + ".lock")
+        real = Path(os.path.realpath(store))
+        self.path = real.with_name(real.name + ".lock")
         while True:
             try:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -19,7 +19,15 @@ from typing import Any
 
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.lock import WriterLock
-from lotterykit.experiments.schema import check_ours, check_path, clear, connect, create
+from lotterykit.experiments.schema import (
+    check_ours,
+    check_path,
+    clear,
+    connect,
+    create,
+    migrate,
+    transaction,
+)
 from lotterykit.experiments.spec import CellSpec
 
 MAX_DEPTH = 16  # of a result's JSON, so that whatever walks it ends
@@ -83,10 +91,10 @@ class Store:
             if found != ["ok"]:
                 telling = [line for line in found if not line.startswith("***")]  # *** in database main ***
                 raise StoreError(f"{self.path}: corrupt: {(telling or found)[0]}")
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'writer'")
-            writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
-            self._db.execute("COMMIT")
+            with transaction(self._db):
+                migrate(self._db, self.path)
+                self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'writer'")
+                writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
         if writer is None:
             raise StoreError(f"{self.path}: corrupt: its table meta lacks the writer number")
         return writer[0]
@@ -95,18 +103,11 @@ class Store:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         if not self.write:
             raise StoreError(f"{self.path}: opened for reading")
-        with clear(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
-                if writer != (self._writer,):
-                    raise StoreError(f"{self.path}: another process has taken over writing")
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with clear(self.path), transaction(self._db):
+            writer = self._db.execute("SELECT value FROM meta WHERE name = 'writer'").fetchone()
+            if writer != (self._writer,):
+                raise StoreError(f"{self.path}: another process has taken over writing")
+            yield self._db
 
     def plan(self, cells: Iterable[CellSpec]) -> None:
         """Note that `cells` are wanted, for `status` and `resume`."""
@@ -147,8 +148,8 @@ class Store:
         cells: dict[CellSpec, None] = {}
         for key, spec in found:
             try:
-                cells[CellSpec(**json.loads(spec))] = None
-            except (ValueError, TypeError, RecursionError) as error:
+                cells[_planned(spec)] = None
+            except ValueError as error:
                 raise StoreError(f"{self.path}: unreadable planned cell {str(key)[:12]}: {error}") from None
         return list(cells)
 
@@ -202,13 +203,26 @@ class Store:
         return {key: (error, attempts) for key, error, attempts in found}
 
     def check(self) -> list[str]:
-        """Everything wrong with the file, a line each: damaged pages, then rows whose content fails."""
+        """Everything wrong with the file, a line each: damaged pages; else rows whose content fails, then
+        planned cells that cannot be read."""
         with clear(self.path):
             pages = [line for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
             if pages:
                 return pages
             rows = self._db.execute("SELECT key, spec, result, digest FROM cells ORDER BY key")
-            return [f"row {str(row[0])[:12]}: {fault}" for row in rows if (fault := _fault(*row)) is not None]
+            faults = [
+                f"row {str(row[0])[:12]}: {fault}" for row in rows if (fault := _fault(*row)) is not None
+            ]
+            for key, spec in self._db.execute("SELECT key, spec FROM plan ORDER BY rowid"):
+                try:
+                    _planned(spec)
+                except ValueError as error:
+                    faults.append(f"planned cell {str(key)[:12]}: {error}")
+            return faults
+
+    def copy_into(self, db: sqlite3.Connection) -> None:
+        """Copy the store as it is at this moment, whoever writes meanwhile. Raises `sqlite3.Error`."""
+        self._db.backup(db)
 
 
 def check_writable(path: str | Path) -> None:
@@ -270,6 +284,14 @@ def _other_spec(result: str, cell: CellSpec) -> str | None:
     except (ArgumentError, KeyError, TypeError):
         same = False
     return None if same else "the result is another spec's"
+
+
+def _planned(spec: Any) -> CellSpec:
+    """The cell that a stored spec is of. Raises `ValueError` where it is none."""
+    try:
+        return CellSpec(**json.loads(spec))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _spec_text(cell: CellSpec) -> str:

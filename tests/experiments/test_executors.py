@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from fake_runner import row
+from pebble.pool.base_pool import PoolStatus
 
 from lotterykit.errors import ArgumentError, LotterykitError
+from lotterykit.experiments.crew import Crew
 from lotterykit.experiments.executors import cores, find_executor
 from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.spec import group
@@ -68,6 +70,22 @@ def test_a_dead_worker_costs_its_batch_whose_cells_are_tried_alone():
 
 def test_a_worker_that_dies_once_costs_nothing():
     notes = run("local", "crash_once", workers=1)
+    assert sorted(cell.seed for cell, _ in notes.found) == list(range(8))
+    assert notes.given_up == []
+
+
+def test_a_pool_that_breaks_between_two_tasks_is_renewed():
+    class Broken(Notes):
+        def rows(self, cells, rows):
+            super().rows(cells, rows)
+            crew.workers[0]._pool._context.status = PoolStatus.ERROR  # as pebble does
+
+    notes = Broken()
+    crew = Crew(group(CELLS, 4), "fake_runner:good", 1, 1, notes)
+    try:
+        crew.work()
+    finally:
+        crew.dismiss()
     assert sorted(cell.seed for cell, _ in notes.found) == list(range(8))
     assert notes.given_up == []
 

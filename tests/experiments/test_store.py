@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -262,6 +263,83 @@ def test_a_writer_that_lost_its_lock_cannot_write(path):
     late.close()
 
 
+HALF_CHECKPOINT = """
+import os, resource, signal, sys
+sys.path.insert(0, {here!r})
+from test_store import CELLS, row
+from lotterykit.experiments.store import Store
+store = Store({path!r}, write=True)
+store.commit([row(cell) for cell in CELLS])
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize({path!r}) + 4096,) * 2)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_kill_within_a_checkpoint_loses_nothing(tmp_path, write):
+    path = tmp_path / "s"
+    code = HALF_CHECKPOINT.format(here=os.path.dirname(__file__), path=str(path))
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    header = path.read_bytes()[:100]
+    assert int.from_bytes(header[28:32], "big") * 4096 > path.stat().st_size  # half a file by itself
+    with Store(path, write=write) as store:
+        assert len(list(store.rows())) == len(CELLS)
+        assert store.check() == []
+
+
+def test_a_store_has_one_lock_by_whatever_name(path, tmp_path):
+    (tmp_path / "link").symlink_to(path)
+    with Store(path, write=True), pytest.raises(StoreError, match="another process"):
+        Store(tmp_path / "link", write=True)
+    with Store(tmp_path / "link", write=True), pytest.raises(StoreError, match="another process"):
+        Store(path, write=True)
+
+
+def test_drafts_of_killed_writers_go(tmp_path):
+    for name in (".s.1.new", ".s.1.new-journal", ".other.1.new"):
+        (tmp_path / name).write_text("")
+    Store(tmp_path / "s", write=True).close()
+    assert sorted(os.listdir(tmp_path)) == [".other.1.new", "s"]
+
+
+def test_a_store_without_a_log_is_not_written(path, monkeypatch):
+    class NoLog(sqlite3.Connection):
+        """SQLite where memory cannot be shared: it keeps the old journal and says so."""
+
+        def execute(self, statement, *values):
+            return super().execute(statement.replace("= WAL", "= DELETE"), *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        "lotterykit.experiments.schema.sqlite3.connect", lambda *a, **k: connect(*a, factory=NoLog, **k)
+    )
+    with pytest.raises(StoreError, match="no write-ahead log there"):
+        Store(path, write=True)
+    Store(path).close()
+
+
+def test_commits_are_synchronised_to_a_log(path):
+    with Store(path, write=True) as store:
+        pragmas = ("journal_mode", "synchronous")
+        assert [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas] == ["wal", 2]
+        said = []
+        store._db.set_trace_callback(said.append)
+        store.commit([row(CELLS[0])])
+        assert (said[0], said[-1]) == ("BEGIN IMMEDIATE", "COMMIT")
+
+
+def test_check_reads_the_plan_too(path):
+    change(path, "UPDATE plan SET spec = '{}' WHERE key = ?", CELLS[0].key())
+    with Store(path) as store:
+        (fault,) = store.check()
+        assert fault.startswith(f"planned cell {CELLS[0].key()[:12]}: ")
+        with pytest.raises(StoreError, match="unreadable planned cell"):
+            store.planned()
+
+
 def test_a_lock_file_left_by_a_killed_writer_does_not_matter(path):
     path.with_name(path.name + ".lock").write_text("12345")
     Store(path, write=True).close()
@@ -293,6 +371,77 @@ def test_export_json_lines_holds_whole_rows(path, tmp_path):
     with Store(path) as store:
         export(store, tmp_path / "out.jsonl")
         assert list(map(json.loads, (tmp_path / "out.jsonl").open())) == list(store.rows())
+
+
+def test_export_parquet(path, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    odd = {"mixed": 1, "wide": 2**64, "empty": [], "none": None, "part": None, "nested": [[1]]}
+    even = {"mixed": "a", "wide": 1, "empty": [], "none": None, "part": [0.5, 1], "nested": [[2]]}
+    cells = [CellSpec(**{**CELLS[0].model_dump(), "seed": seed}) for seed in (50, 51)]
+    with Store(path, write=True) as store:
+        store.commit([{**row(cell), **more} for cell, more in zip(cells, (odd, even), strict=True)])
+        assert export(store, tmp_path / "out.parquet") == len(CELLS) + 2
+        rows = {found["key"]: found for found in store.rows()}
+    table = parquet.read_table(tmp_path / "out.parquet")
+    found = {column.name: str(column.type) for column in table.schema}
+    expected = {
+        "spec.density": "string", "spec.seed": "int64", "spec.invert": "bool", "density": "double",
+        "spec.gain": "double", "metrics.after.accuracy": "double", "kept.0.weight": "list<element: int64>",
+        "curve": "list<element: double>", "mixed": "string", "wide": "string", "nested": "string",
+        "none": "null", "part": "list<element: double>",
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+    assert "edges" not in found
+    lines = {line["key"]: line for line in table.to_pylist()}
+    assert lines.keys() == rows.keys()
+    for key, line in lines.items():
+        assert line["metrics.after.accuracy"] == rows[key]["metrics"]["after"]["accuracy"]
+        assert line["curve"] == rows[key]["curve"]
+    first, second = (lines[cell.key()] for cell in cells)
+    assert [first[name] for name in odd] == ["1", str(2**64), [], None, None, "[[1]]"]
+    assert [second[name] for name in even] == ["a", "1", [], None, [0.5, 1.0], "[[2]]"]
+    assert lines[CELLS[0].key()]["mixed"] is None
+
+
+def test_export_parquet_in_groups(path, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("lotterykit.experiments.export.GROUP", 4)
+    with Store(path) as store:
+        assert export(store, tmp_path / "out.parquet") == len(CELLS)
+        keys = [found["key"] for found in store.rows()]
+    file = parquet.ParquetFile(tmp_path / "out.parquet")
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    assert [count for count in groups if count] == [4] * (len(CELLS) // 4) + [len(CELLS) % 4] * (
+        len(CELLS) % 4 > 0
+    )
+    assert file.read()["key"].to_pylist() == keys
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_export_of_text_that_is_no_utf_8(path, tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow.parquet")
+    odd = {"a\ud800": "b\ud801", "texts": ["c\ud802", None]}
+    with Store(path, write=True) as store:
+        store.commit([{**row(CellSpec(**{**CELLS[0].model_dump(), "seed": 50})), **odd}])
+        assert export(store, tmp_path / f"out.{ending}") == len(CELLS) + 1
+    content = (tmp_path / f"out.{ending}").read_bytes()
+    for place in ("d800", "d801", "d802"):
+        assert f"\\u{place}".encode() in content
+
+
+def test_export_follows_no_link(path, tmp_path):
+    (tmp_path / f".out.csv.{os.getpid()}.new").symlink_to(tmp_path / "victim")
+    with Store(path) as store:
+        export(store, tmp_path / "out.csv")
+    assert sorted(os.listdir(tmp_path)) == ["out.csv", path.name]
+
+
+def test_export_parquet_names_the_extra_it_lacks(path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with Store(path) as store, pytest.raises(ArgumentError, match=r"pip install 'lotterykit\[parquet\]'"):
+        export(store, tmp_path / "out.parquet")
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("name", ["out.xlsx", "out", "no/such/out.csv"])
