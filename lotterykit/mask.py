@@ -8,14 +8,14 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, brief
 
 FORMAT = "lotterykit-masks-1"
 
@@ -150,17 +150,18 @@ class Masks(Mapping[str, Tensor]):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Masks:
         """Read what `save` wrote; raises `ArgumentError` on any other file."""
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ArgumentError(f"{path} is no mask file of lotterykit (no format {FORMAT!r} in it)")
-                names = metadata["order"].split("\n") if metadata.get("order") else []
-                if sorted(names) != sorted(file.keys()):
-                    raise ArgumentError(f"{path} is damaged: it names {len(names)} masks, not those it holds")
-                return cls({name: file.get_tensor(name) for name in names})
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ArgumentError(f"cannot read masks from {path}: {error}") from error
+        with opened_safetensors(path, f"cannot read masks from {path}") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ArgumentError(f"{path} is no mask file of lotterykit (no format {FORMAT!r} in it)")
+            names = metadata["order"].split("\n") if metadata.get("order") else []
+            if sorted(names) != sorted(file.keys()):
+                raise ArgumentError(f"{path} is damaged: it names {len(names)} masks, not those it holds")
+            masks = {name: file.get_tensor(name) for name in names}
+        for name, mask in masks.items():  # torch takes any byte for a bool, and then computes nonsense
+            if mask.dtype == torch.bool and bool((mask.view(torch.uint8) > 1).any()):
+                raise ArgumentError(f"{path} is damaged: mask {brief(name)!r} has other bytes than 0 and 1")
+        return cls(masks)
 
 
 def prunable_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -196,6 +197,19 @@ def refuse_sparse(model: nn.Module, what: str) -> None:
             f"{what} needs dense weights, but layer {prefix.rstrip('.')!r} is a {type(layer).__name__}: "
             "convert_(model, format='masked') first"
         )
+
+
+@contextlib.contextmanager
+def opened_safetensors(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
+    """The open safetensors file `path`, whose memory is that of the file; `what` begins the message of the
+    `ArgumentError` that a file which cannot be read, or one of another kind, raises."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ArgumentError(f"{what}: no regular file")
+        with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArgumentError(f"{what}: {brief(error)}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -118,3 +118,15 @@ def test_what_killed_writers_left_is_not_in_the_way(tmp_path) -> None:
 def test_a_mask_must_be_bool() -> None:
     with pytest.raises(ArgumentError, match="bool"):
         Masks({"w": torch.ones(2)})
+
+
+def test_bytes_that_are_no_bool_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    Masks({"a": torch.tensor([[True, False, True]])}).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\2")
+    with pytest.raises(ArgumentError, match="is damaged: mask 'a' has other bytes than 0 and 1"):
+        Masks.load(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArgumentError, match="no regular file"):
+        Masks.load(tmp_path / "pipe")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lotterykit.bench.peers import PEERS
 from lotterykit.bench.problems import OPS
 from lotterykit.errors import ArgumentError, LotterykitError
+from lotterykit.mask import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -271,4 +272,4 @@ def _save(figure: Figure, path: Path) -> None:
     out = io.StringIO()
     none: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=none)
-    path.write_text(re.sub(r"[ \t]+\n", "\n", out.getvalue()))
+    write_atomically(path, re.sub(r"[ \t]+\n", "\n", out.getvalue()).encode())

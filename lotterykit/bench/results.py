@@ -16,6 +16,7 @@ import torch
 
 from lotterykit.bench.doctor import cpu_name
 from lotterykit.errors import ArgumentError
+from lotterykit.mask import write_atomically
 
 PACKAGES = ("lotterykit", "torch", "numpy", "triton", "sparseprop", "sparselab")
 
@@ -47,10 +48,8 @@ def document(
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """`content` as JSON in `path`, through a temporary file beside it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    """`content` as JSON in `path`, written whole or not at all."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:

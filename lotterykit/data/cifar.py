@@ -67,7 +67,7 @@ def read_pickled(path: Path, kind: Batches, most: int) -> tuple[Tensor, Tensor]:
         raise ArgumentError(
             f"{path}: found more than {limit} bytes, expected a batch of at most {most} images"
         )
-    batch = read_batch(data, path)
+    batch = read_batch(data, path, most)
     absent = [key for key in ("data", kind.labels) if key not in batch]
     if absent:
         raise ArgumentError(f"{path}: found no {' and no '.join(map(repr, absent))} in the batch")

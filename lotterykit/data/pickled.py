@@ -45,6 +45,8 @@ FOLLOWED = {
 
 DAMAGE = (ValueError, IndexError, KeyError, Warning)  # a warning (of bad escapes) where warnings are errors
 LONGEST_KEY = 100  # keys are copied where they are bytes
+STEPS = 10_000  # operations of a pickle beyond those of its images
+STEPS_PER_IMAGE = 16  # a label, a coarse one and a file name take 8 in protocol 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +65,15 @@ class Call:
     state: Any = None
 
 
-def read_batch(data: bytes | bytearray, path: Path) -> dict[str, Any]:
+def read_batch(data: bytes | bytearray, path: Path, most: int) -> dict[str, Any]:
     """The dict that a pickle of protocol 0 to 5 holds, its keys as str, its bytes of arrays as `Call`s.
 
-    `path` is for messages only. Raises `ArgumentError` for what is damaged, and by name for anything but
+    `path` is for messages only. A pickle of more operations than `most` images need is refused while it is
+    followed: each may make an object, so that memory would be many times the file.
+    Raises `ArgumentError` for what is damaged, and by name for anything but
     dicts, lists, tuples, text, bytes, integers and arrays of bytes."""
     try:
-        batch = _Interpreter(path).run(bytes(data))
+        batch = _Interpreter(path).run(bytes(data), STEPS + most * STEPS_PER_IMAGE)
     except DAMAGE as error:
         if isinstance(error, ArgumentError):
             raise
@@ -128,8 +132,10 @@ class _Interpreter:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> object:
-        for opcode, argument, position in pickletools.genops(data):
+    def run(self, data: bytes, most: int) -> object:
+        for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if number == most:
+                raise ArgumentError(f"{self.path}: the pickle asks for more than {most} operations")
             name = opcode.name
             if name not in FOLLOWED:
                 raise ArgumentError(

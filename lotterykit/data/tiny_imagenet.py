@@ -19,6 +19,7 @@ SIDE = 64
 CLASSES = 200
 ANNOTATIONS = "val/val_annotations.txt"
 ANNOTATION_BYTES = 16 << 20  # the real file has 0.3 MB
+MOST = {"train": 100_000, "val": 10_000}  # images, as published
 
 
 def tiny_imagenet(folder: Path) -> Split:
@@ -36,6 +37,8 @@ def tiny_imagenet(folder: Path) -> Split:
         if not of_class:
             raise ArgumentError(f"{folder / 'train' / name / 'images'}: found no .JPEG file, expected some")
         paths += of_class
+        if len(paths) > MOST["train"]:
+            raise ArgumentError(f"{folder / 'train'}: found more than {MOST['train']} images")
         labels += [label] * len(of_class)
     tests = _annotations(folder, {name: label for label, name in enumerate(names)})
     x, x_test = decoded(paths), decoded([path for path, _ in tests])
@@ -77,10 +80,14 @@ def _annotations(folder: Path, label_of: dict[str, int]) -> list[tuple[Path, int
     path = folder / ANNOTATIONS
     with opened(path) as stream:
         data = read_at_most(stream, ANNOTATION_BYTES)
+    if len(data) == ANNOTATION_BYTES:
+        raise ArgumentError(f"{path}: found {ANNOTATION_BYTES} bytes or more, expected a line an image")
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{path}: found bytes that are no text: {error}") from None
+    if len(lines) > MOST["val"]:
+        raise ArgumentError(f"{path}: found {len(lines)} lines, expected 1 to {MOST['val']}")
     found: list[tuple[Path, int]] = []
     for number, line in enumerate(lines, 1):
         file, name, *_ = [*line.split("\t"), "", ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lotterykit.errors import ArgumentError, check_seed, unknown_name
+from lotterykit.errors import ArgumentError, brief, check_seed, shown, unknown_name
 from lotterykit.experiments.spec import (
     EDGE_POPUP,
     EDGE_POPUP_ONLY,
@@ -24,6 +25,12 @@ from lotterykit.experiments.spec import (
 
 MAX_CELLS = 1_000_000
 MAX_TOML_BYTES = 1 << 20
+MAX_DEPTH = 16  # of tables and lists in a TOML file, and of the dots in a key
+# tomllib takes the square of a dotted key's length
+DOTTED = re.compile(
+    r"""(?<![\w"'-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){"""
+    f"{MAX_DEPTH}}}"
+)
 
 
 class Grid(BaseModel):
@@ -41,7 +48,7 @@ class Grid(BaseModel):
     seeds: int | list[int] | None = None
     oracle: bool = True
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -112,7 +119,7 @@ def _listed(name: str, value: Any) -> list[Any]:
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, int):
         if not 1 <= seeds <= MAX_CELLS:
-            raise ArgumentError(f"seeds is how many seeds to run, from 1 to {MAX_CELLS}, got {seeds}")
+            raise ArgumentError(f"seeds is how many seeds to run, from 1 to {MAX_CELLS}, got {shown(seeds)}")
         return list(range(seeds))
     return [check_seed(seed) for seed in _listed("seeds", seeds)]
 
@@ -136,11 +143,35 @@ def load_toml(path: str | Path) -> Grid:
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises `ArgumentError` with its name where it cannot be read."""
     try:
-        if path.stat().st_size > MAX_TOML_BYTES:
-            raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no specification")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArgumentError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArgumentError(f"{path}: not valid TOML: {reason}") from None
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"{path}: no regular file")
+        with path.open("rb") as file:
+            data = file.read(MAX_TOML_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"{path}: {getattr(error, 'strerror', None) or brief(error)}") from None
+    if len(data) > MAX_TOML_BYTES:
+        raise ArgumentError(f"{path}: larger than {MAX_TOML_BYTES} bytes, no specification")
+    try:
+        text = data.decode("utf-8")
+        if DOTTED.search(text):
+            raise ArgumentError(f"{path}: a key of more than {MAX_DEPTH} parts, no specification")
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: text that is no UTF-8, numbers too long
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"{path}: not valid TOML: {brief(error) or type(error).__name__}") from None
+    _check_plain(found, path)
+    return found
+
+
+def _check_plain(value: Any, path: Path, depth: int = 0) -> None:
+    """Raises `ArgumentError` for what is nested too deep, and for integers that TOML does not have."""
+    if depth > MAX_DEPTH:
+        raise ArgumentError(f"{path}: nested more than {MAX_DEPTH} deep, no specification")
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_plain(inner, path, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"{path}: TOML has integers of 64 bits, got {shown(value)}")

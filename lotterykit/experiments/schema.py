@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lotterykit import __version__
-from lotterykit.errors import StoreError
+from lotterykit.errors import StoreError, brief
 from lotterykit.experiments.network import network_file_system
 
 APPLICATION_ID = 0x4C4F5454  # "LOTT"
 HEADER_BYTES = 100  # of an SQLite file
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # SQLite quotes names of a damaged file as they are
+MAX_ROW_BYTES = 1 << 28  # far beyond any row of ours; a damaged length allocates no more
 # The statements that lead to a schema version from the one before. A new store takes all of them, so that it
 # cannot differ from one that was migrated; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
@@ -107,8 +109,8 @@ def check_ours(path: Path) -> None:
             uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
             with closing(sqlite3.connect(uri, uri=True)) as db:
                 _check_tables(db, path)
-    except (sqlite3.DatabaseError, OSError) as error:
-        raise StoreError(f"{path}: not a lotterykit store, or corrupt: {error}") from None
+    except (*DAMAGE, OSError) as error:
+        raise StoreError(f"{path}: not a lotterykit store, or corrupt: {brief(error)}") from None
 
 
 def _check_tables(db: sqlite3.Connection, path: Path) -> None:
@@ -119,6 +121,22 @@ def _check_tables(db: sqlite3.Connection, path: Path) -> None:
     if version < 1 or not tables >= _tables_of(version):
         lacking = ", ".join(sorted(_tables_of(version) - tables)) or "a schema version"
         raise StoreError(f"{path}: not a lotterykit store, or corrupt: it lacks {lacking}")
+    computed = _computed(db)
+    if computed is not None:
+        raise StoreError(f"{path}: not a lotterykit store: it holds {computed}, which could run anything")
+
+
+def _computed(db: sqlite3.Connection) -> str | None:
+    """What in the file is SQL to be run, not data: a view, a trigger, a virtual table, a generated column."""
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master"):
+        if kind in ("view", "trigger"):
+            return f"the {kind} {brief(name)}"
+        if str(sql).upper().startswith("CREATE VIRTUAL"):
+            return f"the virtual table {brief(name)}"
+    for table in sorted(_tables(db)):
+        if any(hidden for (hidden,) in db.execute("SELECT hidden FROM pragma_table_xinfo(?)", (table,))):
+            return f"a generated column in {brief(table)}"
+    return None
 
 
 def _refuse_newer(path: Path, version: int) -> None:
@@ -224,6 +242,8 @@ def connect(path: Path, write: bool) -> sqlite3.Connection:
         try:
             with clear(path):
                 db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+                db.execute("PRAGMA trusted_schema = OFF")
+                db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
                 db.execute("PRAGMA synchronous = FULL")
                 if write:
                     _log_ahead(db, path)
@@ -263,6 +283,6 @@ def clear(path: Path) -> Iterator[None]:
     """SQLite's and the file system's errors as one line that names the store."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
-        what = {"database is locked": "another process is writing to it"}.get(str(error), str(error))
+    except (*DAMAGE, OSError) as error:
+        what = {"database is locked": "another process is writing to it"}.get(str(error), brief(error))
         raise StoreError(f"{path}: {what}") from None

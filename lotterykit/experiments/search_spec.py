@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from lotterykit.errors import ArgumentError, check_density, check_seed
+from lotterykit.errors import ArgumentError, check_density, check_seed, shown
 from lotterykit.experiments.grid import read_toml
 from lotterykit.experiments.spec import MAX_COUNT, clear_error
 
@@ -87,7 +87,7 @@ class SearchSpec(BaseModel):
     freeze_every: int = Field(5, ge=1, le=MAX_COUNT)
     validation: int | None = Field(None, ge=0)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -106,7 +106,7 @@ class SearchSpec(BaseModel):
         if self.rewind != "init" and not (
             self.rewind[-2:] in ("it", "ep") and self.rewind[:-2].isdecimal() and len(self.rewind) < 12
         ):
-            raise ArgumentError(f'rewind must be "init", "<k>it" or "<k>ep", got {self.rewind!r}')
+            raise ArgumentError(f'rewind must be "init", "<k>it" or "<k>ep", got {shown(self.rewind)}')
         return self
 
     def rewind_step(self, per_epoch: int) -> int:

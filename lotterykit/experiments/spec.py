@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from lotterykit.errors import ArgumentError, check_density, check_seed, unknown_name
+from lotterykit.errors import ArgumentError, check_density, check_seed, shown, unknown_name
 
 # Rises whenever a change of ours changes the numbers of a row: older rows are then not reused.
 RESULTS_VERSION = 2
@@ -46,7 +46,7 @@ SEARCH_ONLY = ("invert", "rounds", "scope", *PIPELINE_ONLY)
 
 def _density(value: object) -> object:
     if isinstance(value, str) and value != "truth":
-        raise ArgumentError(f'density must be a number in (0, 1] or "truth", got {value!r}')
+        raise ArgumentError(f'density must be a number in (0, 1] or "truth", got {shown(value)}')
     return value if value == "truth" else check_density(value)
 
 
@@ -95,7 +95,7 @@ class CellSpec(BaseModel):
     planted: bool = True
     scaled_init: bool = False
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -179,7 +179,7 @@ def clear_error(error: ValidationError, model: type[BaseModel]) -> ArgumentError
         return ArgumentError(f"{name} is missing: at least {', '.join(required)} must be given")
     if kind == "literal_error":
         return unknown_name(name, got, _choices(model.model_fields[name].annotation))
-    return ArgumentError(f"{name} {_complaint(detail)}, got {got!r}")
+    return ArgumentError(f"{name} {_complaint(detail)}, got {shown(got)}")
 
 
 def _choices(annotation: object) -> list[str]:

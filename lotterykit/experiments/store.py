@@ -30,6 +30,7 @@ from lotterykit.experiments.schema import (
 )
 from lotterykit.experiments.spec import CellSpec
 
+MAX_DEPTH = 16  # of a result's JSON, so that whatever walks it ends
 _CONTENT = "SELECT key, spec, result, digest FROM cells WHERE key = ?"
 
 
@@ -252,13 +253,28 @@ def _fault(key: str, spec: str, result: str, digest: str) -> str | None:
     if _digest(key, spec, result) != digest:
         return "the digest does not match the content"
     try:
-        row = json.loads(result)
+        row = json.loads(result, parse_int=_integer, parse_constant=_integer)
     except (ValueError, RecursionError):
-        return "the result is not JSON"
+        return "the result is not JSON, or has numbers that are none of ours"
     # Rows of other results versions are kept; their keys cannot be recomputed by this one.
     if not isinstance(row, dict) or row.get("key") != key:
         return "the key is not the result's"
+    if _deeper(row, MAX_DEPTH):
+        return "the result is nested too deep"
     return None
+
+
+def _integer(text: str) -> int:
+    """An integer of a result, of at most 64 bits; raises `ValueError` for others, and for NaN."""
+    if len(text) > len(str(-(2**63))):
+        raise ValueError("an integer of more than 64 bits")
+    return int(text)
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether JSON is nested deeper than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value
+    return any(isinstance(v, dict | list) and (not levels or _deeper(v, levels - 1)) for v in inner)
 
 
 def _other_spec(result: str, cell: CellSpec) -> str | None:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, brief
 from lotterykit.experiments.together import digest
-from lotterykit.mask import Masks, write_atomically
+from lotterykit.mask import Masks, opened_safetensors, write_atomically
 from lotterykit.nn.convert import convert_
 
 if TYPE_CHECKING:
@@ -131,22 +130,19 @@ class Ticket:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
         """Read what `save` wrote. Raises `ArgumentError` for any other file, and one that was altered."""
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ArgumentError(f"{path} is no ticket of lotterykit (no format {FORMAT!r} in it)")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ArgumentError(f"cannot read a ticket from {path}: {error}") from error
+        with opened_safetensors(path, f"cannot read a ticket from {path}") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ArgumentError(f"{path} is no ticket of lotterykit (no format {FORMAT!r} in it)")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         try:
             ticket = _rebuilt(json.loads(metadata["content"]), tensors)
         except (ArgumentError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ArgumentError(f"{path} is a damaged ticket: {error}") from error
+            raise ArgumentError(f"{path} is a damaged ticket: {brief(error)}") from error
         if ticket.digest() != metadata.get("digest"):
             raise ArgumentError(
                 f"{path} is a damaged ticket: its digest is {ticket.digest()}, "
-                f"the file says {metadata.get('digest')}"
+                f"the file says {brief(metadata.get('digest'))}"
             )
         return ticket
 

@@ -8,22 +8,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, brief
 from lotterykit.experiments.setup import Setup
 from lotterykit.experiments.together import digest
-from lotterykit.mask import Masks, write_atomically
+from lotterykit.mask import Masks, opened_safetensors, write_atomically
 from lotterykit.training.recipe import EarlyStop, Recipe, early_stop
 from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.source import Loaders
 
 PIECE = 2000  # steps after which a training is written to the journal, about
 FORMAT = "lotterykit-training-1"
+CONTENT = {"at": int, "finished": bool, "metrics": dict, "curve": list, "steps": list, "validation": list}
 
 
 @dataclass(frozen=True)
@@ -145,14 +146,14 @@ class Turn:
             raise ArgumentError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
 
     def _read(self, path: Path) -> None:
-        try:
-            with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
-                metadata = file.metadata() or {}
-                names = json.loads(metadata.get("order", "[]"))
-                tensors = {name: file.get_tensor(name) for name in names}
-            content = json.loads(metadata.get("content", "{}"))
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ArgumentError(f"{path} is no training that could be gone on with: {error}") from error
+        what = f"{path} is no training that could be gone on with"
+        with opened_safetensors(path, what) as file:
+            metadata = file.metadata() or {}
+            order = _parsed(metadata.get("order", "[]"), list, what)
+            if sorted(map(str, order)) != sorted(file.keys()):
+                raise ArgumentError(f"{what}: it names {len(order)} tensors, not those it holds")
+            tensors = {name: file.get_tensor(name) for name in order}
+        content = _parsed(metadata.get("content", "{}"), dict, what)
         mine = {"format": FORMAT, "identity": self.training.identity(), "setup": self.setup.fingerprint}
         found = {name: metadata.get(name) for name in mine}
         if "setup" not in metadata:
@@ -162,8 +163,11 @@ class Turn:
                 f"{path} is of another search, other data, other settings or another version: give another "
                 "folder, or remove this one"
             )
-        if metadata.get("digest") not in (None, _digest(metadata["content"], tensors)):
+        if metadata.get("digest") not in (None, _digest(metadata.get("content", "{}"), tensors)):
             raise ArgumentError(f"{path} is damaged: its digest is another than the file says; remove it")
+        lacking = [name for name, kind in CONTENT.items() if type(content.get(name)) is not kind]
+        if lacking:
+            raise ArgumentError(f"{what}: it holds no {' and no '.join(lacking)}")
         self.at, self.finished = content["at"], content["finished"]
         self.found = Trained(
             _named(tensors, "state"),
@@ -175,6 +179,17 @@ class Turn:
             _named(tensors, "optimizer"),
             _named(tensors, "score"),
         )
+
+
+def _parsed(text: str, kind: type, what: str) -> Any:
+    """JSON that holds a `kind`; `what` begins the message of the `ArgumentError` for any other."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"{what}: {brief(error)}") from error
+    if not isinstance(found, kind):
+        raise ArgumentError(f"{what}: found a {type(found).__name__}, expected a {kind.__name__}")
+    return found
 
 
 def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:

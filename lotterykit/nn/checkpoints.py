@@ -1,6 +1,7 @@
 """Masks and checkpoints that other tools wrote: torch.nn.utils.prune, parametrize, open_lth, Synaptic-Flow.
 
-A `.pt` or `.pth` file is read with `weights_only=True` alone: it can hold tensors, and run nothing.
+A `.pt` or `.pth` file is read with `weights_only=True` alone: it can hold tensors, and run nothing. What it
+may ask of memory is checked before (`torch_files.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lotterykit.errors import ArgumentError
+from lotterykit.errors import ArgumentError, brief, shown
 from lotterykit.mask import Masks, prunable_layers
 from lotterykit.nn.convert import convert_
+from lotterykit.nn.torch_files import check_file, check_tensors
 
 Model = TypeVar("Model", bound=nn.Module)
 CONTAINERS = ("state_dict", "model_state_dict", "model")  # where training loops keep the state dict
@@ -88,9 +90,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
+            check_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes the unpickler raise whatever it meets
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = brief(str(error).strip().split("\n")[0]) or type(error).__name__
         raise ArgumentError(f"cannot read {path}, which may hold tensors only: {reason}") from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -99,7 +102,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ArgumentError(f"{path} holds no state dict and no masks, but a {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ArgumentError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+            raise ArgumentError(f"{path}: {shown(name)} is a {type(value).__name__}, not a tensor")
+    try:
+        check_tensors(content.values(), path.stat().st_size)
+    except ArgumentError as error:
+        raise ArgumentError(f"cannot read {path}: {error}") from error
     return _without_wrappers(dict(content))
 
 
@@ -143,6 +150,8 @@ def _masks(state: Mapping[str, Tensor], path: object) -> dict[str, Tensor]:
 
 
 def _zero_one(name: str, value: Tensor, path: object) -> Tensor:
+    if value.dtype == torch.bool:  # of which torch takes any byte from a file
+        value = value.contiguous().view(torch.uint8)
     mask = value != 0
     if value.is_complex() or not bool((value == mask).all()):
         raise ArgumentError(f"{path} holds no masks: {name!r} has other values than 0 and 1")

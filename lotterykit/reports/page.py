@@ -87,6 +87,8 @@ def _write(path: Path, text: str) -> Path:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 600 would hide the page from a web server
         os.replace(temporary, path)
     except BaseException:

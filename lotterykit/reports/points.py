@@ -11,7 +11,15 @@ from lotterykit.errors import ArgumentError
 
 Row = dict[str, Any]
 
-_NEEDED = ("spec", "metrics", "density", "truth_density", "collapse", "recovery")
+_NUMBER = (int, float)
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    "spec": dict, "metrics": dict, "density": _NUMBER, "truth_density": _NUMBER, "collapse": dict,
+    "recovery": dict,
+}  # fmt: skip
+# Settings that groups and series are made of, where a spec has them.
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "method": str, "density": (*_NUMBER, str), "seed": int, "rounds": int, "task": str, "pipeline": str,
+}  # fmt: skip
 METHOD_ORDER = (
     "random", "magnitude", "snip", "grasp", "synflow", "prospr", "edge-popup", "edge-popup-annealed",
     "edge-popup-global", "oracle-densities", "oracle-neurons", "oracle-less-50", "oracle-less-30",
@@ -47,7 +55,7 @@ def number(row: Row, *path: str) -> float | None:
         if not isinstance(value, dict):
             return None
         value = value.get(step)
-    return None if value is None or isinstance(value, bool) else float(value)
+    return None if isinstance(value, bool) or not isinstance(value, _NUMBER) else float(value)
 
 
 def measured(row: Row, *path: str) -> float | None:
@@ -147,5 +155,18 @@ def check_rows(rows: Sequence[Row]) -> None:
         missing = [n for n in _NEEDED if not isinstance(row, dict) or row.get(n) is None]
         if missing:
             raise ArgumentError(f"row {i} is no result row: {', '.join(missing)} missing")
-        if not row["spec"].get("method") or "density" not in row["spec"]:
-            raise ArgumentError(f"row {i} is no result row: its spec names no method or no density")
+        spec = row["spec"]
+        wrong = [n for n, kind in _NEEDED.items() if not isinstance(row[n], kind)]
+        wrong += [
+            f"metrics.{n}" for n in WHEN if not wrong and not isinstance(row["metrics"].get(n) or {}, dict)
+        ]
+        if isinstance(spec, dict):
+            if not spec.get("method") or spec.get("density") is None:
+                raise ArgumentError(f"row {i} is no result row: its spec names no method or no density")
+            wrong += [
+                f"spec.{n}" for n, kind in _SETTINGS.items() if n in spec and not isinstance(spec[n], kind)
+            ]
+        if wrong:
+            raise ArgumentError(
+                f"row {i} is no result row: {', '.join(wrong)} of another type than a report reads"
+            )

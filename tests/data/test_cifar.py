@@ -238,3 +238,13 @@ def test_mutants_are_refused_or_read(tmp_path, name, data, read):
             assert len(x) == len(y) > 0
             assert 0 <= int(y.min()) <= int(y.max()) <= 9
     assert outcomes == {ArgumentError, tuple}
+
+
+@pytest.mark.parametrize("start", [b"\x80\x02", b""])
+@pytest.mark.parametrize("operation", [b"]", b"}", b"(", b"N", b"]q\x01"])
+def test_a_pickle_of_many_small_objects_is_refused_while_it_is_followed(tmp_path, start, operation):
+    """Each byte would become an object of 60 bytes and more."""
+    path = tmp_path / "batch"
+    path.write_bytes(start + operation * (60_000 // len(operation)))
+    error = read_or_refused(lambda p: read_pickled(p, CIFAR10, 10), path, most=3 << 20)
+    assert "more than 10160 operations" in str(error)

@@ -6,7 +6,7 @@ import torch
 from damage import mutants, read_or_refused
 
 from lotterykit.data.images import load
-from lotterykit.data.tiny_imagenet import decoded, tiny_imagenet
+from lotterykit.data.tiny_imagenet import MOST, decoded, tiny_imagenet
 from lotterykit.errors import ArgumentError
 
 image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -110,3 +110,18 @@ def test_mutants_are_refused_or_read(tmp_path):
         path.write_bytes(data)
         outcomes.add(type(read_or_refused(lambda p: decoded([p]), path)))
     assert outcomes == {ArgumentError, torch.Tensor}
+
+
+def test_more_images_than_there_are_is_refused_before_memory_is_taken(folder, monkeypatch):
+    annotations = folder / "val" / "val_annotations.txt"
+    annotations.write_text(annotations.read_text().splitlines()[0] + "\n")
+    assert len(tiny_imagenet(folder)[2]) == 1
+    annotations.write_text(annotations.read_text() * 10_001)
+    with pytest.raises(ArgumentError, match="found 10001 lines, expected 1 to 10000"):
+        tiny_imagenet(folder)
+    annotations.write_bytes(b"x" * (16 << 20))
+    with pytest.raises(ArgumentError, match="found 16777216 bytes or more"):
+        tiny_imagenet(folder)
+    monkeypatch.setitem(MOST, "train", 1)
+    with pytest.raises(ArgumentError, match="found more than 1 images"):
+        tiny_imagenet(folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 
@@ -278,3 +280,41 @@ def test_batches_share_shape_and_recipe_and_lose_nothing():
         assert 1 <= len(batch) <= 16
         assert len({(c.task, c.width, c.reset, c.recipe_key()) for c in batch}) == 1
         assert batch == sorted(batch, key=lambda c: c.seed)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a." * 400_000 + "a = 1", "a key of more than 16 parts"),  # tomllib takes the square of its length
+        ("[" + '"a b" . ' * 100_000 + "a]", "a key of more than 16 parts"),
+        ("x = " + "[" * 40 + "]" * 40, "nested more than 16 deep"),
+        ("x = " + "{a = " * 40 + "1" + "}" * 40, "nested more than 16 deep"),
+        ("seeds = 0x" + "f" * 100_000, "TOML has integers of 64 bits, got an integer of 400000 bits"),
+        ("seeds = " + "9" * 100_000, "not valid TOML: Exceeds the limit"),
+        ("seeds = [9223372036854775808]", "64 bits, got 9223372036854775808"),
+        ("self = 1", "unknown key 'self'"),
+        ('[spec]\ntask = "' + "x" * 100_000 + '"', "unknown task 'xxx"),
+        ("[spec]\nwidth = [" + "[1]," * 50_000 + "]", "width must be a valid integer, got \\[1\\]"),
+    ],
+    ids=range(10),
+)
+def test_hostile_toml_is_refused_in_one_short_line(tmp_path, text, says):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    with pytest.raises(ArgumentError, match=says) as caught:
+        load_toml(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_what_is_no_regular_file_is_no_specification(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ArgumentError, match=f"{path}: no regular file"):
+            load_toml(path)
+
+
+def test_dots_in_values_are_no_long_key(tmp_path):
+    path = tmp_path / "sweep.toml"
+    path.write_text(f"[grid]\ndensity = [{', '.join(f'0.{i}' for i in range(1, 60))}]\n")
+    assert len(load_toml(path).grid["density"]) == 59

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -448,3 +449,62 @@ def test_export_refuses_in_one_line(path, name):
     with Store(path) as store, pytest.raises((ArgumentError, StoreError), match=name):
         export(store, path.parent / name)
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        (["CREATE TRIGGER t AFTER UPDATE ON meta BEGIN DELETE FROM cells; END"], "the trigger t"),
+        (["ALTER TABLE cells RENAME TO c", "CREATE VIEW cells AS SELECT * FROM c"], "lacks cells"),
+        (["CREATE VIEW v AS SELECT 1"], "the view v"),
+        (
+            ["DROP TABLE plan", "CREATE TABLE plan (key, spec AS (zeroblob(1000000000)))"],
+            "a generated column",
+        ),
+    ],
+)
+def test_a_store_that_holds_code_is_refused_and_left(tmp_path, statements, says):
+    path = tmp_path / "s.sqlite"
+    Store(path, write=True).close()
+    with closing(sqlite3.connect(path)) as db, db:
+        for statement in statements:
+            db.execute(statement)
+    before = path.read_bytes()
+    for write in (False, True):
+        with pytest.raises(StoreError, match=says):
+            Store(path, write=write)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"density": 10**400},
+        {"density": float("nan")},
+        {"times": {"a": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}},
+    ],
+    ids=["integer", "nan", "depth"],
+)
+def test_a_row_that_no_report_could_read_is_damaged(tmp_path, odd):
+    """Its key and digest fit: somebody made it."""
+    path, cell = tmp_path / "s.sqlite", CellSpec(task="circle", method="snip", density=0.1)
+    with Store(path, write=True) as store:
+        store.commit([row(cell)])
+    with closing(sqlite3.connect(path)) as db, db:
+        key, spec, result = db.execute("SELECT key, spec, result FROM cells").fetchone()
+        text = json.dumps(json.loads(result) | odd)
+        digest = hashlib.sha256("\0".join((key, spec, text)).encode()).hexdigest()
+        db.execute("UPDATE cells SET result = ?, digest = ?", (text, digest))
+    with Store(path) as store:
+        assert list(store.rows()) == []
+        assert store.damaged() == 1
+
+
+def test_an_export_follows_no_link_that_waits_in_its_place(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    with Store(tmp_path / "s.sqlite", write=True) as store:
+        (tmp_path / f".out.csv.{os.getpid()}.new").symlink_to(mine)
+        assert export(store, tmp_path / "out.csv") == 0
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "out.csv").is_symlink()

@@ -150,3 +150,21 @@ def test_hiding_names_layers_as_everywhere_and_says_why_a_number_is_missing():
     _, first, second = tables.hiding_table(groups([row])[0])
     assert first == ["layer 1, weight (0.weight)", "22,500", "1", "every entry is planted"]
     assert second == ["layer 2, bias (2.bias)", "the mother's are 0", "the mother's are 0", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("spec", []), ("metrics", [1]), ("metrics", {"after": [1]}), ("density", "x"), ("truth_density", {}),
+        ("collapse", 1), ("recovery", "x"), ("spec", {"method": 5, "density": 0.1}),
+        ("spec", {"method": "snip", "density": [0.1]}),
+        ("spec", {"method": "snip", "density": 0.1, "seed": "x"}),
+        ("spec", {"method": "snip", "density": 0.1, "rounds": {}}),
+    ],
+)  # fmt: skip
+def test_rows_of_other_types_are_refused(field, value):
+    row = synthetic.row("circle", "snip", 0.1, 0) | {field: value}
+    with pytest.raises(
+        ArgumentError, match=r"row 0 is no result row: .* of another type than a report reads"
+    ):
+        summary_table([row])
