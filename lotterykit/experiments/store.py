@@ -85,9 +85,9 @@ class Store:
     # -- writing
 
     def _begin_writing(self) -> int:
-        """Check the file's pages and become the writer: any older writer is refused from now on."""
+        """Check the file, indexes and all, and become the writer: any older writer is refused from now on."""
         with clear(self.path):
-            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0].splitlines()
+            found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0].splitlines()
             if found != ["ok"]:
                 telling = [line for line in found if not line.startswith("***")]  # *** in database main ***
                 raise StoreError(f"{self.path}: corrupt: {(telling or found)[0]}")

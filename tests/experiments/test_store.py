@@ -508,3 +508,19 @@ def test_an_export_follows_no_link_that_waits_in_its_place(tmp_path):
         assert export(store, tmp_path / "out.csv") == 0
     assert mine.read_text() == "mine"
     assert not (tmp_path / "out.csv").is_symlink()
+
+
+def test_a_store_whose_index_lacks_a_row_is_not_written_to(tmp_path):
+    """A row committed to it would not be found again."""
+    path = tmp_path / "s.sqlite"
+    with Store(path, write=True) as store:
+        store.commit([row(CellSpec(task="circle", method="snip", density=0.1))])
+    with closing(sqlite3.connect(path)) as db:
+        index = "SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_cells_1'"
+        (page,), (size,) = db.execute(index).fetchone(), db.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    key = CellSpec(task="circle", method="snip", density=0.1).key().encode()
+    data[data.index(key, (page - 1) * size)] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="corrupt: row 1 missing from index"):
+        Store(path, write=True)

@@ -37,7 +37,7 @@ for folder in ("", "tests/fuzz", "tests/data", "tests/experiments"):
 MEMORY = 512 << 20  # bytes of address space that a reader may take beyond what the process has
 GROWTH = 96 << 20  # bytes of memory in use that one mutant may add to the most so far
 SECONDS = 5  # of processor time a mutant
-BLOCKED = 60  # seconds until a mutant that waits for something is given up
+BLOCKED = 120  # seconds until a mutant that waits for something is given up
 LONGEST = 1500  # characters of the line that refuses a file
 MOST_KEPT = 200  # failed files of a reader
 STATE = struct.Struct("<2q")  # place of the reader in the job, its mutant; -1 before the first
