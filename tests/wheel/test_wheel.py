@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock  # comes with torch
 
 import lotterykit
 
@@ -40,9 +41,20 @@ def outside(**more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """A folder with the source distribution and the wheel that was made of it alone."""
-    folder = tmp_path_factory.mktemp("wheel")
+    """A folder with the source distribution and the wheel made of it; one test process builds for all."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if parallel else base) / "wheel"
+    with FileLock(f"{folder}.lock"):
+        if not any(folder.glob("*.whl")):
+            build(folder)
+    return folder
+
+
+def build(folder: Path) -> None:
+    """Build both in `folder`, from a copy of what the repository holds."""
     checkout = folder / "checkout"
+    shutil.rmtree(folder, ignore_errors=True)
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "_build_report.json", "*.sqlite*")
     for name in ("csrc", "kernels", "lotterykit", "tests"):
         shutil.copytree(ROOT / name, checkout / name, ignore=ignored)
@@ -59,7 +71,6 @@ def built(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     shutil.rmtree(checkout)
-    return folder
 
 
 @pytest.fixture(scope="module")
