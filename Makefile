@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo data test sanitize fuzz chaos bench gpu-check clean
+.PHONY: demo data test docs sanitize fuzz chaos bench gpu-check clean
 
 demo: $(VENV)/.demo
 	mkdir -p demo
@@ -41,6 +41,14 @@ $(VENV)/.demo: $(NATIVE)
 $(VENV)/.test: $(VENV)/.demo
 	$(INSTALL) --editable '.[plot,test]'
 	touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(INSTALL) --editable '.[plot,docs]'
+	touch $@
+
+# The API reference, HTML in build/docs.
+docs: $(VENV)/.docs
+	$(RUN)/python docs/reference.py build/docs
 
 # Native code under AddressSanitizer and UndefinedBehaviorSanitizer, and ThreadSanitizer where clang is: builds of
 # their own under build/sanitize, some minutes. `make test` runs a reduced form.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import os
 import platform
 import re
@@ -233,4 +234,5 @@ def summary(stage: str, out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)  # peers that do not run
     sys.exit(main())

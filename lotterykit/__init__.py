@@ -1,15 +1,21 @@
 """lotterykit: sparse kernels and pruning pipelines for lottery-ticket research.
 
 Names are handed on lazily: `import lotterykit` loads neither torch nor anything optional.
+
+The library prints nothing. What a program might want to know goes to the logger "lotterykit", which is silent
+until the program configures logging: `logging.basicConfig(level="INFO")` shows all of it.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from importlib.metadata import version
 from typing import Any
 
 __version__ = version("lotterykit")
+
+logging.getLogger("lotterykit").addHandler(logging.NullHandler())
 
 # public name -> where it stands; an empty attribute means the module itself
 _NAMES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from lotterykit.ops.csr import CSR
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.ops.sddmm import sddmm
 from lotterykit.ops.spmm import spmm
+
+log = logging.getLogger(__name__)
 
 # goal -> (what, file topic, row of the table, peers of which the fastest counts, ratio wanted)
 GOALS: dict[str, tuple[str, str, str, tuple[str, ...], float]] = {
@@ -140,7 +143,7 @@ def _time_row(
         except RuntimeError as error:
             if peer == "ours":
                 raise
-            print(f"{row}: {peer} does not run: {error}", flush=True)
+            log.warning("%s: %s does not run: %s", row, peer, error)
             continue
         table[row][peer] = {"us": timing.median, "device": timing.as_dict()}
         report(table)

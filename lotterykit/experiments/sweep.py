@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from lotterykit.experiments.schema import check_path
 from lotterykit.experiments.spec import BATCH, CellSpec, group
 from lotterykit.experiments.store import Store
 from lotterykit.experiments.tasks import Failed, Rows, check_device, device_of, runner_on
+
+log = logging.getLogger(__name__)
 
 RUNNER = "lotterykit.experiments.plant_and_seek:run_batch"
 REPORT_SECONDS = 0.2  # between two calls of `progress`
@@ -164,6 +167,9 @@ class Sweep:
             opened.plan(self.cells)
             good, bad = opened.done(self.cells)
             todo = [cell for cell in self.cells if cell not in good]
+            log.info("%s: %d of %d cells are to be run", store, len(todo), len(self.cells))
+            for cell, fault in bad.items():
+                log.warning("cell %s is run again, its row was damaged: %s", cell.key()[:12], fault)
             recorder = Recorder(opened, self.cells, todo, progress)
             try:
                 if todo:
@@ -203,7 +209,9 @@ class Recorder:
         self.tell(force=True)
 
     def failed(self, failure: Failed) -> None:
-        self.store.fail(failure.cell, failure.error, failure.attempts)
+        key, tries = failure.cell.key()[:12], failure.attempts
+        log.error("cell %s failed after %d tries: %s", key, tries, failure.error)
+        self.store.fail(failure.cell, failure.error, tries)
         self.failures.append(failure)
         self._done += work(failure.cell)
         self._under_way = max(0, self._under_way - 1)

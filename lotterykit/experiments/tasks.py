@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import signal
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pebble import ProcessExpired
 from lotterykit.errors import ArgumentError, LotterykitError, StoreError
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import check_row
+
+log = logging.getLogger(__name__)
 
 SINGLE_TRIES = 2  # tries of each cell alone after its batch failed
 
@@ -123,6 +126,7 @@ def after(task: Task, error: BaseException, report: Report) -> list[Task]:
     if hopeless:
         report.failed(Failed(task.cells[0], _describe(error), tried))
         return []
+    log.warning("%d cells are tried again, one by one: %s", len(task.cells), _describe(error))
     return [Task([cell], task.slot, tried, task.losses) for cell in task.cells]
 
 

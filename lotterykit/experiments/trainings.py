@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ from lotterykit.mask import Masks, opened_safetensors, write_atomically
 from lotterykit.training.recipe import EarlyStop, Recipe, early_stop
 from lotterykit.training.scored import ScoreTraining
 from lotterykit.training.source import Loaders
+
+log = logging.getLogger(__name__)
 
 PIECE = 2000  # steps after which a training is written to the journal, about
 FORMAT = "lotterykit-training-1"
@@ -87,6 +90,7 @@ class Turn:
         self.found = Trained(dict(training.state), {}, training.masks)
         if self.path is not None and self.path.exists():
             self._read(self.path)
+            log.info("%s: goes on from step %d of %d", self.path, self.at, self.end)
 
     @property
     def cut(self) -> int:

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 import torch
 
 from lotterykit.errors import ArgumentError, BackendError, unknown_name
+
+log = logging.getLogger(__name__)
 
 BUILD_REPORT = Path(__file__).parents[1] / "_build_report.json"
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -86,6 +89,13 @@ def tf32_allowed() -> bool:
 @functools.cache
 def missing(backend: str) -> str | None:
     """Why `backend` cannot run on this machine, in one line, or None where it can."""
+    reason = _missing(backend)
+    if reason is not None:
+        log.info("backend %s: %s", backend, reason)
+    return reason
+
+
+def _missing(backend: str) -> str | None:
     if backend == "reference":
         return None
     if backend == "cpu":
