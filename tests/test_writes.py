@@ -86,6 +86,6 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside(tmp_path, monkeypatch)
     with pytest.raises(OSError):
         write_atomically(path, b"new")
     with pytest.raises(Exception, match="No space left"), whole_file(path) as out:
-        out.write("new")
+        out.write(b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -187,6 +187,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_text(path: Path) -> Iterator[IO[str]]:
+    """`whole_file` for text, its line ends as they are written."""
+    with whole_file(path) as out:
+        text = io.TextIOWrapper(out, encoding="utf-8", errors=SURROGATES, newline="")
+        yield text
+        text.flush()
+        text.detach()
+
+
 WRITERS: dict[str, Callable[[Store, IO[bytes]], int]] = {
     ".csv": _csv, ".parquet": _parquet, ".jsonl": _jsonl,
 }  # fmt: skip

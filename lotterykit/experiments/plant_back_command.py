@@ -69,7 +69,7 @@ def plant_back(
     device
         Where networks train: cpu, cuda or cuda:1.
     """
-    from lotterykit.experiments.export import whole_file
+    from lotterykit.experiments.export import whole_text
     from lotterykit.experiments.plant_back import PlantBack
     from lotterykit.experiments.plant_back import plant_back as run
     from lotterykit.experiments.search_display import progress
@@ -87,7 +87,7 @@ def plant_back(
     for name, ticket in tickets.items():
         ticket.save(folder / f"{name}.safetensors")
     rows = list(result.rows())
-    with whole_file(folder / "levels.csv") as file:
+    with whole_text(folder / "levels.csv") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

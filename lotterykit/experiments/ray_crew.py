@@ -93,13 +93,12 @@ class RayCrew:
         self.running: dict[Any, Run] = {}
         self.tickets = itertools.count()
         # Ray's own retries would not tell a lost node from a bad cell.
-        options = {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
+        options: dict[str, Any] = {"num_cpus": resources.cpus_per_task, "num_gpus": resources.gpus_per_task}
         self.start = ray.remote(max_retries=0, **options)(run_task)
         self.shelf = Shelf(batches, runner, options)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board: Any = (
-            ray.remote(num_cpus=0, max_restarts=-1)(Board).options(scheduling_strategy=here).remote()
-        )
+        boards: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)
+        self.board = boards.options(scheduling_strategy=here).remote()
         self.asked = self.board.news.remote()
         self.last_node = time.monotonic()
 
@@ -141,7 +140,7 @@ class RayCrew:
         news: dict[int, tuple[float, int]] = {}
         with suppress(RayError):
             news = ray.get(self.asked)
-        self.asked = self.board.news.remote()
+        self.asked: Any = self.board.news.remote()
         for run in self.running.values():
             if run.ticket in news:
                 run.began = run.began or time.monotonic()
