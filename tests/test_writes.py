@@ -18,6 +18,9 @@ WRITERS = {
     ("lotterykit/experiments/export.py", "whole_file"),
     ("lotterykit/reports/page.py", "_write"),
 }
+DRAFTS = {
+    ("lotterykit/experiments/backup.py", "draft.touch")
+}  # which SQLite fills and syncs before its renaming
 SAVERS = {"save_file", "write_text", "write_bytes", "to_csv", "savez", "savetxt", "savefig", "touch"}
 
 
@@ -50,7 +53,8 @@ def writes(source: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", sorted((ROOT / "lotterykit").rglob("*.py")), ids=lambda p: p.name)
 def test_files_are_written_whole(path):
     name = path.relative_to(ROOT).as_posix()
-    assert [w for w in writes(path.read_text()) if (name, w[0]) not in WRITERS] == []
+    found = writes(path.read_text())
+    assert [w for w in found if (name, w[0]) not in WRITERS and (name, w[1]) not in DRAFTS] == []
 
 
 @pytest.mark.parametrize(("file", "function"), sorted(WRITERS))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from lotterykit.ops.crossovers import CROSSOVERS, Crossover
 from lotterykit.ops.dispatch import use_backend
 from lotterykit.ops.routes import ROUTES
 
+log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 # precision, as in CROSSOVERS -> dtype, and what float32 products are computed in
 PRECISIONS = {
@@ -85,7 +87,7 @@ def time_crossover(
                         with fp32_precision(products):
                             timing = measure(step, sets, device=device, seconds=seconds, queued=True)
                     except RuntimeError as error:  # a peer that is not there leaves a hole, which is seen
-                        print(f"{row}: {peer} does not run: {error}", flush=True)
+                        log.warning("%s: %s does not run: %s", row, peer, error)
                         continue
                     table[row][peer] = {"us": timing.median, "device": timing.as_dict()}
                     report(table)

@@ -140,7 +140,7 @@ class RayCrew:
         news: dict[int, tuple[float, int]] = {}
         with suppress(RayError):
             news = ray.get(self.asked)
-        self.asked: Any = self.board.news.remote()
+        self.asked = self.board.news.remote()
         for run in self.running.values():
             if run.ticket in news:
                 run.began = run.began or time.monotonic()

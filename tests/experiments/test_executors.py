@@ -15,7 +15,7 @@ from pebble.pool.base_pool import PoolStatus
 
 from lotterykit.errors import ArgumentError, LotterykitError
 from lotterykit.experiments.crew import Crew
-from lotterykit.experiments.executors import cores, find_executor
+from lotterykit.experiments.executors import UNLIMITED, cores, find_executor
 from lotterykit.experiments.grid import Grid
 from lotterykit.experiments.limits import resident_bytes
 from lotterykit.experiments.resources import Resources
@@ -86,7 +86,7 @@ def test_a_pool_that_breaks_between_two_tasks_is_renewed():
             crew.workers[0]._pool._context.status = PoolStatus.ERROR  # as pebble does
 
     notes = Broken()
-    crew = Crew(group(CELLS, 4), "fake_runner:good", 1, 1, notes)
+    crew = Crew(group(CELLS, 4), "fake_runner:good", 1, 1, notes, UNLIMITED)
     try:
         crew.work()
     finally:
