@@ -19,8 +19,6 @@ WRITERS = {
     ("lotterykit/reports/page.py", "_write"),
 }
 DRAFTS = {("lotterykit/experiments/backup.py", "draft.touch")}  # SQLite fills and syncs it
-    ("lotterykit/experiments/backup.py", "draft.touch")
-}  # which SQLite fills and syncs before its renaming
 SAVERS = {"save_file", "write_text", "write_bytes", "to_csv", "savez", "savetxt", "savefig", "touch"}
 
 
