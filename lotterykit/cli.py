@@ -108,23 +108,22 @@ def resume(
 
 
 @sweep.command
-def status(store: Path) -> int:
-    """How many cells of STORE are wanted, done, damaged, failed and missing."""
-    from lotterykit.experiments.display import resume_command
-    from lotterykit.experiments.store import Store
+def status(store: Path, *, follow: bool = False, by: str = "") -> int:
+    """How many cells of STORE are done, damaged, failed and missing, in all and by their settings.
 
-    with Store(store) as opened:
-        cells = opened.planned()
-        good, bad = opened.done(cells)
-        failed = {key: why for key, why in opened.failures().items() if key not in {c.key() for c in good}}
-    print(f"{store}: {len(good)} of {len(cells)} cells done, {len(bad)} damaged, {len(failed)} failed")
-    for cell, fault in bad.items():
-        print(f"  damaged {cell.key()[:12]}: {fault}")
-    for key, (error, attempts) in failed.items():
-        print(f"  failed  {key[:12]} after {attempts} tries: {error}")
-    if len(good) < len(cells):
-        print(f"go on with: {resume_command(store)}")
-    return 0
+    Parameters
+    ----------
+    store
+        SQLite file of the results; another process may be writing it.
+    follow
+        Show a live table with the time left until all is done; status 1 where cells failed. Ctrl-C leaves it.
+    by
+        Settings with a line for each of their values, as method,seed; by default method, density and what
+        else differs.
+    """
+    from lotterykit.experiments.status import follow_status, show_status
+
+    return (follow_status if follow else show_status)(store, [n for n in by.split(",") if n])
 
 
 @sweep.command

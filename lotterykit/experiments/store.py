@@ -196,6 +196,23 @@ class Store:
             found = self._db.execute("SELECT key, error, attempts FROM failures ORDER BY key").fetchall()
         return {key: (error, attempts) for key, error, attempts in found}
 
+    def planned_count(self) -> int:
+        """How many cells were asked for: more than before means that `planned` has news."""
+        with clear(self.path):
+            return self._db.execute("SELECT count(*) FROM plan").fetchone()[0]
+
+    def committed(self, after: int = 0) -> list[tuple[int, str, str, float | None]]:
+        """(number, key, UTC time of writing, seconds of computing) of the rows written since row `after`.
+
+        A row that is written again has a new number. Contents are not checked: see `done`.
+        """
+        seconds = "CASE WHEN json_valid(result) THEN json_extract(result, '$.times.total') END"
+        with clear(self.path):
+            return self._db.execute(
+                f"SELECT rowid, key, written_at, {seconds} FROM cells WHERE rowid > ? ORDER BY rowid",
+                (after,),
+            ).fetchall()
+
     def check(self) -> list[str]:
         """Everything wrong with the file, a line each: damaged pages, then rows whose content fails."""
         with clear(self.path):
