@@ -140,6 +140,27 @@ def export(store: Path, out: Path) -> int:
     return 0
 
 
+@sweep.command
+def log(store: Path, *, tensorboard: Path | None = None, mlflow: str | None = None) -> int:
+    """Write the rows of STORE for TensorBoard or MLflow, a run for each cell; runs that are there stay.
+
+    Parameters
+    ----------
+    store
+        SQLite file of the results.
+    tensorboard
+        Log directory: look at it with tensorboard --logdir.
+    mlflow
+        SQLite file of an MLflow tracking store: look at it with mlflow ui --backend-store-uri sqlite:///FILE.
+    """
+    from lotterykit.experiments.log_command import log_store
+
+    if tensorboard is None and mlflow is None:
+        raise ArgumentError("nowhere to write to: give --tensorboard DIR, --mlflow FILE or both")
+    log_store(store, tensorboard, mlflow)
+    return 0
+
+
 @app.command
 def report(store: Path, *, out: Path = Path("report"), title: str = "Plant 'n' Seek") -> int:
     """Write the HTML report of STORE, with its figures and their CSV files, into the folder OUT."""
