@@ -162,21 +162,32 @@ def log(store: Path, *, tensorboard: Path | None = None, mlflow: str | None = No
 
 
 @app.command
-def report(store: Path, *, out: Path = Path("report"), title: str = "Plant 'n' Seek") -> int:
-    """Write the HTML report of STORE, with its figures and their CSV files, into the folder OUT."""
-    from lotterykit import reports
-    from lotterykit.experiments.display import tell_damaged
-    from lotterykit.experiments.store import Store
+def report(
+    *stores: str, out: Path = Path("report"), title: str = "Plant 'n' Seek", figures: int | None = None
+) -> int:
+    """Write the HTML report of a store, or a comparison of several, with figures and CSV files.
 
+    Parameters
+    ----------
+    stores
+        SQLite files of results; several are compared under the names of their files, or as NAME=FILE.
+    out
+        Folder of the report.
+    title
+        Heading of the page.
+    figures
+        At most so many figures; by default all, or 12 of more than 20,000 results.
+    """
+    from lotterykit import reports
+    from lotterykit.experiments.report_rows import labelled, report_rows
+
+    if not stores:
+        raise ArgumentError("no store to report: give one, or several to compare")
     reports.check_ready()
-    with Store(store) as opened:
-        rows = list(opened.rows())
-        tell_damaged(opened)
-    newest = max((row.get("results_version", 0) for row in rows), default=0)
-    current = [row for row in rows if row.get("results_version", 0) == newest]
-    if len(current) < len(rows):
-        print(f"{len(rows) - len(current)} rows of older results versions are left out", file=sys.stderr)
-    return _report(current, out, title)
+    sweeps = {label: report_rows(path) for label, path in labelled(stores).items()}
+    if len(sweeps) == 1:
+        return _report(next(iter(sweeps.values())), out, title, most_figures=figures)
+    return _report([], out, title, sweeps=sweeps, most_figures=figures)
 
 
 @app.command
@@ -246,7 +257,7 @@ def reproduce(
             rows = list(opened.rows(cells))
             tell_damaged(opened, cells, again)
         sections = None if quick else paper.sections(names or None)
-        return _report(rows, out, f"Plant 'n' Seek, {what}", sections) or code
+        return _report(rows, out, f"Plant 'n' Seek, {what}", figures=sections) or code
 
 
 @app.command(name="list")
@@ -297,14 +308,13 @@ def doctor() -> int:
 STUDIES = ("plant-n-seek",)
 
 
-def _report(
-    rows: list[dict[str, Any]], out: Path, title: str, figures: list[dict[str, Any]] | None = None
-) -> int:
+def _report(rows: list[dict[str, Any]], out: Path, title: str, **options: Any) -> int:
     from lotterykit import reports
 
-    page = reports.write_report(rows, out, title=title, figures=figures)
-    print(reports.summary_table(rows))
-    print(f"\nreport: {page}")
+    page = reports.write_report(rows, out, title=title, **options)
+    for label, own in (options.get("sweeps") or {"": rows}).items():
+        print(f"{label}:\n" * bool(label) + reports.summary_table(own) + "\n")
+    print(f"report: {page}")
     return 0
 
 

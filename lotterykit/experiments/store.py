@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic_core import from_json
+
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.schema import check_ours, check_path, clear, connect, create
@@ -172,6 +174,35 @@ class Store:
         """How many rows `rows` leaves out because their content fails."""
         return sum(_fault(*row) is not None for row in self._stored(cells))
 
+    def brief(self) -> tuple[list[dict[str, Any]], int]:
+        """The good rows in the order of their keys as reports read them, and how many are damaged.
+
+        Without what makes a row large (curves, recovery by layer); `edges` is JSON text, of which few are
+        ever parsed. A hundred thousand rows are read in seconds.
+        """
+        query = (
+            "SELECT rowid, key, spec, result, digest, "
+            "CASE WHEN json_valid(result) THEN json_extract(result, '$.edges') END "
+            "FROM cells WHERE rowid > ? ORDER BY rowid LIMIT 1000"
+        )
+        rows: list[dict[str, Any]] = []
+        damaged, last = 0, 0
+        while True:
+            with clear(self.path):
+                page = self._db.execute(query, (last,)).fetchall()
+            if not page:
+                return sorted(rows, key=lambda row: row["key"]), damaged
+            last = page[-1][0]
+            for _, *stored, edges in page:
+                row = None if _fault(*stored, parse=False) else _parsed(stored[2])
+                if row is None or row.get("key") != stored[0]:
+                    damaged += 1
+                    continue
+                for name in ("curve", "search"):
+                    row.pop(name, None)
+                (row.get("recovery") or {}).pop("per_layer", None)
+                rows.append(row | {"edges": edges})
+
     def _stored(self, cells: Iterable[CellSpec] | None) -> Iterator[tuple[str, str, str, str]]:
         with clear(self.path):
             if cells is None:
@@ -244,12 +275,15 @@ def check_row(row: dict[str, Any]) -> tuple[str, str, str]:
     return cell.key(), _spec_text(cell), result
 
 
-def _fault(key: str, spec: str, result: str, digest: str) -> str | None:
-    """What is wrong with a stored row, None where nothing is. The digest covers key, spec and result."""
+def _fault(key: str, spec: str, result: str, digest: str, *, parse: bool = True) -> str | None:
+    """What is wrong with a stored row, None where nothing is. The digest covers key, spec and result;
+    `parse` looks into the result too."""
     if not all(isinstance(text, str) for text in (key, spec, result, digest)):
         return "not text"
     if _digest(key, spec, result) != digest:
         return "the digest does not match the content"
+    if not parse:
+        return None
     try:
         row = json.loads(result)
     except (ValueError, RecursionError):
@@ -258,6 +292,15 @@ def _fault(key: str, spec: str, result: str, digest: str) -> str | None:
     if not isinstance(row, dict) or row.get("key") != key:
         return "the key is not the result's"
     return None
+
+
+def _parsed(result: str) -> dict[str, Any] | None:
+    """A stored result, None where it is no JSON object; twice as fast as `json.loads`."""
+    try:
+        row = from_json(result, cache_strings="keys")
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _other_spec(result: str, cell: CellSpec) -> str | None:

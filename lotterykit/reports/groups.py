@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from lotterykit.reports.points import (
@@ -99,6 +100,11 @@ class Group:
         }
 
     @property
+    def sweep(self) -> str | None:
+        """The label of the one sweep that all rows are of, None where no sweeps are compared."""
+        return None if "sweep" not in self.conditions else str(self.conditions["sweep"])
+
+    @property
     def title(self) -> str:
         """The heading: pipeline, the main conditions, and those in which groups differ."""
         main = ("depth", "width") if self.unplanted else ("depth", "width", "gain")
@@ -191,14 +197,18 @@ def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") ->
 
 def _key(row: Row, overlay: str | None) -> tuple:
     spec = row["spec"]
-    own = {"multi-shot": _MULTI_SHOT_ONLY, "edge-popup": _EDGE_POPUP_ONLY}.get(str(spec.get("pipeline")), ())
-    skip = (*_AXES, *(n for n in _OF_PIPELINES if n not in own), overlay)
-    names = [n for n in _SHOWN_FIRST if n in spec]
-    names += [n for n in sorted(spec) if n not in skip and n not in _SHOWN_FIRST]
+    names = _condition_names(tuple(spec), str(spec.get("pipeline")), overlay)
     # a list or table in a spec becomes text: the key has to be hashable
-    return tuple(
-        (n, spec[n] if isinstance(spec[n], str | int | float | None) else repr(spec[n])) for n in names
-    )
+    return tuple((n, v if isinstance(v := spec[n], str | int | float | None) else repr(v)) for n in names)
+
+
+@lru_cache(maxsize=64)
+def _condition_names(fields: tuple[str, ...], pipeline: str, overlay: str | None) -> list[str]:
+    """The fields of a spec that separate groups, the main ones first."""
+    own = {"multi-shot": _MULTI_SHOT_ONLY, "edge-popup": _EDGE_POPUP_ONLY}.get(pipeline, ())
+    skip = (*_AXES, *(n for n in _OF_PIPELINES if n not in own), overlay)
+    names = [n for n in _SHOWN_FIRST if n in fields]
+    return names + [n for n in sorted(fields) if n not in skip and n not in _SHOWN_FIRST]
 
 
 def _join_edge_popup(buckets: dict[tuple, list[Row]]) -> None:

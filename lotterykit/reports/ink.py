@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lotterykit.errors import LotterykitError
+from lotterykit.reports.marks import Mark, label_marks
 from lotterykit.reports.points import Series
 
 if TYPE_CHECKING:
@@ -110,13 +111,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg_text(figure: Figure, slug: str) -> str:
-    """`figure` as SVG text: no date, and ids that start with `slug`, so one page can hold many."""
+def svg_text(figure: Figure, slug: str, marks: Sequence[Mark] = ()) -> str:
+    """`figure` as SVG text: no date, and ids that start with `slug`, so one page can hold many.
+
+    `marks` are those that were drawn by `mark`: each carries its facts and its text.
+    """
     out = io.StringIO()
     none: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=none)
     prefix = re.sub(r"[^A-Za-z0-9_-]", "_", slug) + "-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", out.getvalue())
+    text = label_marks(text, prefix, marks)
     return re.sub(r"[ \t]+\n", "\n", text).replace("<svg", f"{MARK}\n<svg", 1)
 
 

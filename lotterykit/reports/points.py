@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lotterykit.errors import ArgumentError
@@ -78,13 +79,15 @@ class Point:
 
     asked: float | str
     rows: tuple[Row, ...]
+    # figures, tables and sentences ask for the same numbers
+    _known: dict[tuple[str, ...], Stat] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Mean achieved density, kept / total."""
         return stat(number(r, "density") for r in self.rows).mean
 
-    @property
+    @cached_property
     def collapsed(self) -> int:
         """How many of the rows have no live path from input to output."""
         return sum(bool(r["collapse"].get("no_live_path")) for r in self.rows)
@@ -94,14 +97,16 @@ class Point:
         """Whether any of the rows has a live path."""
         return self.collapsed < len(self.rows)
 
-    @property
+    @cached_property
     def emptied(self) -> int:
         """How many of the rows have an empty layer."""
         return sum(bool(r["collapse"].get("empty_layers")) for r in self.rows)
 
     def stat(self, *path: str) -> Stat:
         """`Stat` over seeds of the number at `path`, e.g. `("metrics", "after", "accuracy")`."""
-        return stat(measured(r, *path) for r in self.rows)
+        if path not in self._known:
+            self._known[path] = stat(measured(r, *path) for r in self.rows)
+        return self._known[path]
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,11 @@ def show(value: float | None, digits: int = 3) -> str:
     return f"{float(text):,.0f}" if 1000 <= abs(float(text)) < 1e7 else text
 
 
+def row_name(group: Group, label: str, point: Point) -> str:
+    """The name of a point's row in the tables of means, by which figures and tables refer to each other."""
+    return f"{group.slug} {label} {say(point.asked)}"
+
+
 def show_density(point: Point, digits: int = 3) -> str:
     """The density as it was asked for; the achieved one where "truth" was."""
     return show(point.density if isinstance(point.asked, str) else point.asked, digits)

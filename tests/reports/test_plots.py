@@ -65,7 +65,7 @@ def test_one_seed_one_density_no_truth():
 def _axes(rows, monkeypatch, overlay=None):
     """The axes of the metric figure."""
     drawn = []
-    monkeypatch.setattr(plots, "svg_text", lambda figure, slug: drawn.append(figure) or "")
+    monkeypatch.setattr(plots, "svg_text", lambda figure, slug, marks: drawn.append(figure) or "")
     plots.metric_svg(groups(rows, overlay)[0], ["snip", "random"])
     return drawn[0].axes
 
@@ -91,7 +91,7 @@ def test_hollow_markers_lie_above_solid_ones_and_are_larger(monkeypatch):
     marks = [line for ax in _axes(rows, monkeypatch) for line in ax.lines if line.get_marker() in ("X", "s")]
     hollow = [m for m in marks if m.get_markerfacecolor() == "none" and len(m.get_xdata())]
     solid = [m for m in marks if m.get_markerfacecolor() != "none" and len(m.get_xdata())]
-    assert len(hollow) == len(solid) == 4
+    assert len(hollow) == len(solid) == 4  # 2 methods, before and after training
     assert min(m.get_zorder() for m in hollow) > max(m.get_zorder() for m in solid)
     assert min(m.get_markersize() for m in hollow) > max(m.get_markersize() for m in solid)
 
