@@ -176,7 +176,7 @@ def report(
     title
         Heading of the page.
     figures
-        At most so many figures; by default all, or 12 of more than 20,000 results.
+        At most so many figures; by default all, or 6 of more than 20,000 results.
     """
     from lotterykit import reports
     from lotterykit.experiments.report_rows import labelled, report_rows

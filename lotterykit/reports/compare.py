@@ -41,8 +41,9 @@ def join(sweeps: Mapping[str, Sequence[Row]]) -> tuple[list[Row], dict[str, dict
         and len({next(iter(found[name])) for found in values.values()}) > 1
     ]  # fmt: skip
     joined = [
-        row | {"spec": {n: v for n, v in row["spec"].items() if n not in own} | {SWEEP: label}}
-        for label, rows in sweeps.items()
+        row
+        | {"spec": {n: v for n, v in row["spec"].items() if n not in own} | {SWEEP: label}, "place": place}
+        for place, (label, rows) in enumerate(sweeps.items())
         for row in rows
     ]
     first = {label: next((r for r in rows if not is_oracle(r)), rows[0]) for label, rows in sweeps.items()}

@@ -14,7 +14,7 @@ from lotterykit.reports.points import say
 
 KINDS = ("metric", "recovery", "layers", "ticket")  # the first ones are drawn where not all can be
 LARGE = 20_000  # results: beyond, figures would take longer than all the rest
-FEW = 12  # figures of a large sweep
+FEW = 6  # figures of a large sweep
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,11 @@ def stat(values: Iterable[float | None]) -> Stat:
 def number(row: Row, *path: str) -> float | None:
     """The number at `path` inside `row`, None where a step or the value is missing."""
     value: Any = row
-    for step in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(step)
+    try:
+        for step in path:
+            value = value[step]
+    except (KeyError, TypeError):  # TypeError: no dict
+        return None
     return None if value is None or isinstance(value, bool) else float(value)
 
 

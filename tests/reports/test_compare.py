@@ -23,8 +23,8 @@ def test_what_differs_between_sweeps_is_theirs_and_keeps_no_figures_apart():
     assert all("lr" not in row["spec"] for row in rows)
     (group,) = groups(rows, compare.SWEEP)
     assert compare.compared(group)
-    assert group.values == ["fast", "slow"]
-    assert [len(part.seeds) for part in group.parts] == [2, 3]
+    assert group.values == ["slow", "fast"]
+    assert [len(part.seeds) for part in group.parts] == [3, 2]
 
 
 def test_what_varies_within_a_sweep_separates_as_ever():
@@ -40,7 +40,7 @@ def test_differences_are_of_the_same_seeds():
     rows, _ = compare.join(sweeps)
     (group,) = groups(rows, compare.SWEEP)
     table = compare.difference_table(group)
-    assert table["header"] == ["method", "density", "fast", "slow", "slow minus fast"]
+    assert table["header"] == ["method", "density", "slow", "fast", "fast minus slow"]
     found = {(line[0][0], line[1][0]): line for line in table["lines"]}
     assert len(found) == 4  # density .5 is in one sweep alone
 
@@ -50,7 +50,7 @@ def test_differences_are_of_the_same_seeds():
             if (r["spec"]["method"], r["spec"]["density"], r["spec"]["seed"]) == ("snip", 0.1, seed)
         )  # fmt: skip
 
-    mean = sum(after("slow", seed) - after("fast", seed) for seed in (0, 1)) / 2
+    mean = sum(after("fast", seed) - after("slow", seed) for seed in (0, 1)) / 2
     text, small = found["snip", "0.1"][4]
     assert float(text) == pytest.approx(mean, rel=1e-2)
     assert small.endswith("2 pairs")
@@ -81,7 +81,7 @@ def test_the_page_shows_panels_differences_and_settings(comparison):
     assert 'data-sweep="slow"' in drawn
     for words in (
         "What differs after training",
-        "slow minus fast",
+        "fast minus slow",
         "learning rate 0.01",
         "Sweeps side by side",
     ):
