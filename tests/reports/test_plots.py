@@ -120,5 +120,19 @@ def test_methods_differ_and_keep_their_look():
     assert again["linestyle"] != looks[2]["linestyle"]
 
 
+def _luminance(color):
+    """Relative luminance of WCAG 2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_from_white():
+    """WCAG 2.1, 1.4.11: graphics have a contrast of 3 to 1 to what is beside them."""
+    looks = [style(Series(m, 1, False, ()), ["a", "b", "c", "d"]) for m in (*STYLES, "a", "b", "c", "d")]
+    faint = {k["color"]: 1.05 / (_luminance(k["color"]) + 0.05) for k in looks}
+    assert {color for color, contrast in faint.items() if contrast < 3} == set()
+
+
 def test_powers_of_ten_are_plain_text():
     assert [power(y) for y in (1e-3, 1.0, 1e12, 0.0)] == ["10⁻³", "10⁰", "10¹²", ""]
