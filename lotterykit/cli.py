@@ -116,23 +116,22 @@ def resume(
 
 
 @sweep.command
-def status(store: Path) -> int:
-    """How many cells of STORE are wanted, done, damaged, failed and missing."""
-    from lotterykit.experiments.display import resume_command
-    from lotterykit.experiments.store import Store
+def status(store: Path, *, follow: bool = False, by: str = "") -> int:
+    """How many cells of STORE are done, damaged, failed and missing, in all and by their settings.
 
-    with Store(store) as opened:
-        cells = opened.planned()
-        good, bad = opened.done(cells)
-        failed = {key: why for key, why in opened.failures().items() if key not in {c.key() for c in good}}
-    print(f"{store}: {len(good)} of {len(cells)} cells done, {len(bad)} damaged, {len(failed)} failed")
-    for cell, fault in bad.items():
-        print(f"  damaged {cell.key()[:12]}: {fault}")
-    for key, (error, attempts) in failed.items():
-        print(f"  failed  {key[:12]} after {attempts} tries: {error}")
-    if len(good) < len(cells):
-        print(f"go on with: {resume_command(store)}")
-    return 0
+    Parameters
+    ----------
+    store
+        SQLite file of the results; another process may be writing it.
+    follow
+        Show a live table with the time left until all is done; status 1 where cells failed. Ctrl-C leaves it.
+    by
+        Settings with a line for each of their values, as method,seed; by default method, density and what
+        else differs.
+    """
+    from lotterykit.experiments.status import follow_status, show_status
+
+    return (follow_status if follow else show_status)(store, [n for n in by.split(",") if n])
 
 
 @sweep.command
@@ -174,22 +173,54 @@ def _tell_faults(faults: list[str], good: str) -> int:
     return 1 if faults else 0
 
 
-@app.command
-def report(store: Path, *, out: Path = Path("report"), title: str = "Plant 'n' Seek") -> int:
-    """Write the HTML report of STORE, with its figures and their CSV files, into the folder OUT."""
-    from lotterykit import reports
-    from lotterykit.experiments.display import tell_damaged
-    from lotterykit.experiments.store import Store
+@sweep.command
+def log(store: Path, *, tensorboard: Path | None = None, mlflow: str | None = None) -> int:
+    """Write the rows of STORE for TensorBoard or MLflow, a run for each cell; runs that are there stay.
 
+    Parameters
+    ----------
+    store
+        SQLite file of the results.
+    tensorboard
+        Log directory: look at it with tensorboard --logdir.
+    mlflow
+        SQLite file of an MLflow tracking store: look at it with mlflow ui --backend-store-uri sqlite:///FILE.
+    """
+    from lotterykit.experiments.log_command import log_store
+
+    if tensorboard is None and mlflow is None:
+        raise ArgumentError("nowhere to write to: give --tensorboard DIR, --mlflow FILE or both")
+    log_store(store, tensorboard, mlflow)
+    return 0
+
+
+@app.command
+def report(
+    *stores: str, out: Path = Path("report"), title: str = "Plant 'n' Seek", figures: int | None = None
+) -> int:
+    """Write the HTML report of a store, or a comparison of several, with figures and CSV files.
+
+    Parameters
+    ----------
+    stores
+        SQLite files of results; several are compared under the names of their files, or as NAME=FILE.
+    out
+        Folder of the report.
+    title
+        Heading of the page.
+    figures
+        At most so many figures; by default all, or 6 of more than 20,000 results.
+    """
+    from lotterykit import reports
+    from lotterykit.experiments.report_rows import labelled, report_rows
+
+    if not stores:
+        raise ArgumentError("no store to report: give one, or several to compare")
     reports.check_ready()
-    with Store(store) as opened:
-        rows = list(opened.rows())
-        tell_damaged(opened)
-    newest = max((row.get("results_version", 0) for row in rows), default=0)
-    current = [row for row in rows if row.get("results_version", 0) == newest]
-    if len(current) < len(rows):
-        print(f"{len(rows) - len(current)} rows of older results versions are left out", file=sys.stderr)
-    return _report(current, out, title)
+    sweeps = {label: report_rows(path) for label, path in labelled(stores).items()}
+    if len(sweeps) == 1:
+        return _report(next(iter(sweeps.values())), out, title, most_figures=figures)
+    return _report([], out, title, sweeps=sweeps, most_figures=figures)
 
 
 @app.command
@@ -259,7 +290,7 @@ def reproduce(
             rows = list(opened.rows(cells))
             tell_damaged(opened, cells, again)
         sections = None if quick else paper.sections(names or None)
-        return _report(rows, out, f"Plant 'n' Seek, {what}", sections) or code
+        return _report(rows, out, f"Plant 'n' Seek, {what}", figures=sections) or code
 
 
 @app.command(name="list")
@@ -310,14 +341,13 @@ def doctor() -> int:
 STUDIES = ("plant-n-seek",)
 
 
-def _report(
-    rows: list[dict[str, Any]], out: Path, title: str, figures: list[dict[str, Any]] | None = None
-) -> int:
+def _report(rows: list[dict[str, Any]], out: Path, title: str, **options: Any) -> int:
     from lotterykit import reports
 
-    page = reports.write_report(rows, out, title=title, figures=figures)
-    print(reports.summary_table(rows))
-    print(f"\nreport: {page}")
+    page = reports.write_report(rows, out, title=title, **options)
+    for label, own in (options.get("sweeps") or {"": rows}).items():
+        print(f"{label}:\n" * bool(label) + reports.summary_table(own) + "\n")
+    print(f"report: {page}")
     return 0
 
 

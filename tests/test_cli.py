@@ -414,3 +414,29 @@ def test_ctrl_c_is_status_130_with_a_hint(folder):
         "stopped, 10 cells under way lost; go on with: lotterykit sweep resume runs.sqlite\n"
     )
     assert sorted(os.listdir(folder)) == ["log", "runs.sqlite"]
+
+
+def test_several_stores_are_compared_under_their_names(capsys, folder):
+    pytest.importorskip("matplotlib")
+    for epochs, name in (("1", "short"), ("2", "long")):
+        command = sweep(seeds="2", executor="inline", epochs=epochs, store=f"{name}.sqlite")
+        assert invoke([*command, "--runner", "fake_runner:good"]) == 0
+    capsys.readouterr()
+    os.mkdir("other")
+    os.rename("long.sqlite", "other/short.sqlite")
+    for names in (("short", "other/short.sqlite"), ("x", "y=short.sqlite")):
+        assert "no such store" in refused(capsys, "report", *names)
+    assert "two sweeps are called x" in refused(capsys, "report", "x=short.sqlite", "x=other/short.sqlite")
+    assert "give one" in refused(capsys, "report")
+    assert sorted(os.listdir()) == ["other", "short.sqlite"]
+    assert invoke(["report", "short.sqlite", "new=other/short.sqlite", "--out", "page"]) == 0
+    out = capsys.readouterr().out
+    assert "short:\ncircle" in out
+    assert "new:\ncircle" in out
+    page = (folder / "page" / "index.html").read_text(encoding="utf-8")
+    assert "sweep short" in page
+    assert "epochs 2" in page
+    assert "short minus new" in page or "new minus short" in page
+    assert invoke(["report", "short.sqlite", "--figures", "0", "--out", "page"]) == 0
+    assert os.listdir("page/figures") == []
+    assert "figures of this large report are not drawn" in (folder / "page" / "index.html").read_text()

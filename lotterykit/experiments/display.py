@@ -91,10 +91,14 @@ def resume_command(
 
 def tell_damaged(store: Store, cells: list[CellSpec] | None = None, again: str | None = None) -> None:
     """Say on stderr how many rows of `store` are left out because they are damaged."""
-    count = store.damaged(cells)
+    say_damaged(store.damaged(cells), store.path, again)
+
+
+def say_damaged(count: int, store: Path, again: str | None = None) -> None:
+    """Say on stderr that so many rows of `store` are left out, and what mends them; nothing for 0."""
     if count:
         what = f"{count} damaged row{'s' * (count > 1)} left out"
-        print(f"{what}: {again or resume_command(store.path)}", file=sys.stderr)
+        print(f"{what}: {again or resume_command(store)}", file=sys.stderr)
 
 
 @contextmanager

@@ -48,3 +48,21 @@ class WriterLock:
         if self._is_current():
             self.path.unlink(missing_ok=True)
         os.close(self._file)
+
+
+def writer_of(store: Path) -> tuple[int, float] | None:
+    """(process, when it began as a Unix time) of whoever writes `store`, None where nobody does.
+
+    Asks the process, not the lock: to try the lock would keep a writer that is just starting out of it.
+    """
+    real = Path(os.path.realpath(store))
+    path = real.with_name(real.name + ".lock")
+    try:
+        pid = int(path.read_text())
+        began = path.stat().st_mtime
+        os.kill(pid, 0)
+    except PermissionError:  # it is another user's, so it is there
+        return pid, began
+    except (OSError, ValueError, OverflowError):
+        return None
+    return (pid, began) if pid > 0 else None

@@ -33,6 +33,21 @@ HIDING = (
 )
 
 
+DIFFERENCES = (
+    "Mean test metric after training in each sweep, and what a sweep has more than the first: the mean of "
+    "the differences between cells with the same seed, below it the least and the greatest."
+)
+
+
+def side_caption(group: Group) -> str:
+    """Caption of the panels that show each sweep of a group."""
+    what = "Test accuracy" if group.classification else "Test mean squared error (log axis)"
+    return (
+        f"{what} of the pruned network in each sweep, {_moments(group)}; all panels have the same axes, the "
+        f"ground truth is each sweep's own. {_counts(group)} {group.truth_note}"
+    ).rstrip()
+
+
 def metric_caption(group: Group) -> str:
     """Caption of the metric figure with its conditions."""
     what = "Test accuracy" if group.classification else "Test mean squared error (log axis)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from lotterykit.reports.points import (
@@ -53,7 +54,7 @@ class Group:
     extra: tuple[str, ...] = field(default=())  # conditions in which the groups of this report differ
     overlay: str | None = None
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """The rows of all series, without the oracle's."""
         return [r for s in self.series for p in s.points for r in p.rows]
@@ -66,18 +67,18 @@ class Group:
     def pipeline(self) -> str:
         return str(self.conditions.get("pipeline", "?"))
 
-    @property
+    @cached_property
     def truth_density(self) -> float:
         """Mean density of the planted ticket, kept / total (NaN where unknown)."""
         return stat(number(r, "truth_density") for r in [*self.truth, *self.rows]).mean
 
-    @property
+    @cached_property
     def classification(self) -> bool:
         """Whether the rows hold an accuracy (else a mean squared error)."""
         metrics = [r["metrics"].get(when) or {} for r in [*self.rows, *self.truth] for when in WHEN]
         return any("accuracy" in m for m in metrics)
 
-    @property
+    @cached_property
     def seeds(self) -> list[int]:
         return sorted({r["spec"].get("seed", 0) for r in [*self.rows, *self.truth]})
 
@@ -86,7 +87,7 @@ class Group:
         """Whether the mothers were left as they were."""
         return self.conditions.get("planted") is False
 
-    @property
+    @cached_property
     def searched(self) -> tuple[Series, ...]:
         """The series of methods that had to search: without those that were told a part of the ticket."""
         return tuple(s for s in self.series if not is_rung(s.method))
@@ -97,6 +98,11 @@ class Group:
         return len(self.searched) < len(self.series) and {p.asked for s in self.series for p in s.points} == {
             "truth"
         }
+
+    @property
+    def sweep(self) -> str | None:
+        """The label of the one sweep that all rows are of, None where no sweeps are compared."""
+        return None if "sweep" not in self.conditions else str(self.conditions["sweep"])
 
     @property
     def title(self) -> str:
@@ -111,7 +117,7 @@ class Group:
         """`Stat` over the oracle rows of the number at `path`, see `measured`."""
         return stat(measured(r, *path) for r in self.truth)
 
-    @property
+    @cached_property
     def truths(self) -> list[tuple[Any, tuple[Row, ...]]]:
         """(overlay's value, oracle rows) of each ground truth; (None, all) where no overlay changes it."""
         if self.overlay is None or self.overlay in _NOT_THE_ORACLES:
@@ -119,20 +125,21 @@ class Group:
         own = [(v, tuple(r for r in self.truth if r["spec"].get(self.overlay) == v)) for v in self.values]
         return [(value, rows) for value, rows in own if rows]
 
-    @property
+    @cached_property
     def rescaled(self) -> bool:
         """Whether the planted ticket is the target only after its output scale (gain < 1)."""
         return any(number(r, "output_scale") not in (None, 1.0) for r in self.truth)
 
-    @property
+    @cached_property
     def values(self) -> list[Any]:
         """The overlay's values in rising order, [None] without an overlay."""
         if self.overlay is None:
             return [None]
-        told = {r["spec"].get(self.overlay) for r in self.rows or self.truth}
-        return sorted(told, key=_value_order)
+        # compared sweeps stand as they were given, see `compare.join`
+        places = {r["spec"].get(self.overlay): r.get("place", 0) for r in self.rows or self.truth}
+        return sorted(places, key=lambda value: (places[value], _value_order(value)))
 
-    @property
+    @cached_property
     def parts(self) -> list[Group]:
         """A group without overlay for each of `values` (itself where it has none)."""
         if self.overlay is None:
@@ -191,14 +198,18 @@ def groups(rows: Sequence[Row], overlay: str | None = None, prefix: str = "") ->
 
 def _key(row: Row, overlay: str | None) -> tuple:
     spec = row["spec"]
-    own = {"multi-shot": _MULTI_SHOT_ONLY, "edge-popup": _EDGE_POPUP_ONLY}.get(str(spec.get("pipeline")), ())
-    skip = (*_AXES, *(n for n in _OF_PIPELINES if n not in own), overlay)
-    names = [n for n in _SHOWN_FIRST if n in spec]
-    names += [n for n in sorted(spec) if n not in skip and n not in _SHOWN_FIRST]
+    names = _condition_names(tuple(spec), str(spec.get("pipeline")), overlay)
     # a list or table in a spec becomes text: the key has to be hashable
-    return tuple(
-        (n, spec[n] if isinstance(spec[n], str | int | float | None) else repr(spec[n])) for n in names
-    )
+    return tuple((n, v if isinstance(v := spec[n], str | int | float | None) else repr(v)) for n in names)
+
+
+@lru_cache(maxsize=64)
+def _condition_names(fields: tuple[str, ...], pipeline: str, overlay: str | None) -> list[str]:
+    """The fields of a spec that separate groups, the main ones first."""
+    own = {"multi-shot": _MULTI_SHOT_ONLY, "edge-popup": _EDGE_POPUP_ONLY}.get(pipeline, ())
+    skip = (*_AXES, *(n for n in _OF_PIPELINES if n not in own), overlay)
+    names = [n for n in _SHOWN_FIRST if n in fields]
+    return names + [n for n in sorted(fields) if n not in skip and n not in _SHOWN_FIRST]
 
 
 def _join_edge_popup(buckets: dict[tuple, list[Row]]) -> None:

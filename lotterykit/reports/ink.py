@@ -10,30 +10,32 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lotterykit.errors import LotterykitError
+from lotterykit.reports.marks import Mark, label_marks
 from lotterykit.reports.points import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, with a marker each for print.
+# Okabe and Ito's palette, which colour-blind readers can tell apart, its light colours darkened to stand out
+# from white paper, with a marker each for print.
 STYLES = {
     "random": ("#7F7F7F", "X"),
     "magnitude": ("#0072B2", "o"),
     "snip": ("#D55E00", "s"),
     "grasp": ("#009E73", "^"),
-    "synflow": ("#CC79A7", "D"),
+    "synflow": ("#C76C9E", "D"),
     "prospr": ("#A6761D", "P"),
-    "edge-popup": ("#E69F00", "v"),
+    "edge-popup": ("#C27C00", "v"),
     "edge-popup-annealed": ("#8C510A", "<"),
-    "edge-popup-global": ("#56B4E9", ">"),
-    "oracle-densities": ("#D9D2E9", "h"),
-    "oracle-neurons": ("#B4A7D6", "H"),
-    "oracle-less-50": ("#8E7CC3", "p"),
-    "oracle-less-30": ("#674EA7", "8"),
+    "edge-popup-global": ("#2E8BC0", ">"),
+    "oracle-densities": ("#9C8AC6", "h"),
+    "oracle-neurons": ("#8673B8", "H"),
+    "oracle-less-50": ("#7159A6", "p"),
+    "oracle-less-30": ("#573D91", "8"),
     "oracle-less-10": ("#351C75", "d"),
 }
-_SPARE = (("#66C2A5", "*"), ("#5E4FA2", "x"), ("#B3A100", "+"), ("#333333", "1"))
+_SPARE = (("#2F9478", "*"), ("#5E4FA2", "x"), ("#9A8B00", "+"), ("#333333", "1"))
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 # A comment in every figure file of ours, so that a later report knows which ones it may remove.
 MARK = "<!-- a figure of a lotterykit report -->"
@@ -110,13 +112,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def svg_text(figure: Figure, slug: str) -> str:
-    """`figure` as SVG text: no date, and ids that start with `slug`, so one page can hold many."""
+def svg_text(figure: Figure, slug: str, marks: Sequence[Mark] = ()) -> str:
+    """`figure` as SVG text: no date, and ids that start with `slug`, so one page can hold many.
+
+    `marks` are those that were drawn by `mark`: each carries its facts and its text.
+    """
     out = io.StringIO()
     none: dict[str, Any] = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=none)
     prefix = re.sub(r"[^A-Za-z0-9_-]", "_", slug) + "-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", out.getvalue())
+    text = label_marks(text, prefix, marks)
     return re.sub(r"[ \t]+\n", "\n", text).replace("<svg", f"{MARK}\n<svg", 1)
 
 

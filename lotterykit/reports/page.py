@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from lotterykit.errors import ArgumentError
-from lotterykit.reports import captions, heat, ladder, plots, tables, tickets, words
-from lotterykit.reports.groups import Group, groups
+from lotterykit.reports import captions, compare, explorer, tables, words
+from lotterykit.reports.figures import Figure, data_uri, draw, inline
+from lotterykit.reports.groups import Group
 from lotterykit.reports.ink import MARK, check_ready
-from lotterykit.reports.points import WHEN, Point, Row, say
+from lotterykit.reports.points import WHEN, Point, Row
 from lotterykit.reports.sections import Section, make_sections
 from lotterykit.reports.template import CSS, PAGE
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the page: `name` is its file name without ending, `svg` and `csv` are file contents."""
-
-    name: str
-    heading: str
-    caption: str
-    svg: str
-    csv: str
 
 
 def write_report(
@@ -37,28 +27,35 @@ def write_report(
     *,
     title: str = "Plant 'n' Seek",
     figures: Sequence[Mapping[str, Any]] | None = None,
+    sweeps: Mapping[str, Sequence[Row]] | None = None,
+    most_figures: int | None = None,
 ) -> Path:
     """Write `out_dir`/index.html and `out_dir`/figures/*.svg, *.csv from result `rows`; the page's path.
 
     A section for each task, or for each of `figures`: mappings with "name" (a number or a word), "title",
     "keys" (of the figure's rows; a row may be in several, rows in none are left out) and "overlay" (a field
-    of the spec drawn as line styles, or None). The page appears last and whole: a failure leaves an earlier
-    page as it was. Figures of an earlier report that this one does not have are then removed. The same rows
-    give the same bytes. Raises `ArgumentError` for no rows, rows that are none, or a folder that cannot be
-    written, `LotterykitError` where matplotlib or jinja2 is missing.
+    of the spec drawn as line styles, or None). With several `sweeps`, rows by label, in place of `rows` they
+    are compared. At most `most_figures` are drawn: see `draw`. The page appears last and whole: a failure
+    leaves an earlier page as it was. Figures of an earlier report that this one does not have are then
+    removed. The same rows give the same bytes. Raises `ArgumentError` for no rows, rows that are none, or a
+    folder that cannot be written, `LotterykitError` where matplotlib or jinja2 is missing.
     """
-    sections = make_sections(rows, figures)
+    own: dict[str, dict[str, Any]] = {}
+    if sweeps:
+        rows, own = compare.join(sweeps)
+    sections = make_sections(rows, figures, compare.SWEEP if sweeps else None)
     check_ready()
     if figures is not None:
         rows = list({id(r): r for s in sections for r in s.rows}.values())
     out = Path(out_dir)
     methods = sorted({str(r["spec"]["method"]) for r in rows} - {"oracle"})
-    drawn = {g.slug: _figures(g, methods) for s in sections for g in s.groups}
-    page = _page(rows, sections, drawn, title)
+    drawn, left_out = draw([g for s in sections for g in s.groups], methods, len(rows), most_figures)
+    told = words.facts(rows) + words.sweep_facts(rows, own)
+    page = _page(sections, drawn, title, told, words.drawn_note(left_out), words.version(rows))
     try:
         folder = out / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        written = [f for own in drawn.values() for f in own]
+        written = [f for shown in drawn.values() for f in shown]
         for figure in written:
             _write(folder / f"{figure.name}.svg", figure.svg)
             _write(folder / f"{figure.name}.csv", figure.csv)
@@ -97,57 +94,35 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _figures(group: Group, methods: Sequence[str]) -> list[Figure]:
-    slug = group.slug
-    made = []
-    if group.ladder:
-        made.append(
-            Figure(f"{slug}-metric", "What a part of the ticket is worth", captions.ladder_caption(group),
-                   ladder.ladder_svg(group, methods), tables.metric_csv(group))
-        )  # fmt: skip
-    elif group.series:
-        made += [
-            Figure(f"{slug}-metric", "Performance against density", captions.metric_caption(group),
-                   plots.metric_svg(group, methods), tables.metric_csv(group)),
-            Figure(f"{slug}-recovery", "Recovery of the planted ticket", captions.recovery_caption(group),
-                   plots.recovery_svg(group, methods), tables.recovery_csv(group)),
-        ]  # fmt: skip
-    for part, value in zip(group.parts, group.values, strict=True):
-        pair, slug = tickets.pick(part), part.slug
-        which = f", {group.overlay} {say(value)}" if group.overlay else ""
-        if tables.layer_names([*part.rows, *part.truth]):
-            made.append(
-                Figure(f"{slug}-layers", f"Density of each layer{which}", captions.layer_caption(part),
-                       heat.layer_svg(part), tables.layer_csv(part))
-            )  # fmt: skip
-        if group.ladder:
-            continue
-        made.append(
-            Figure(f"{slug}-ticket", f"The ticket, planted and found{which}", captions.ticket_caption(pair),
-                   tickets.ticket_svg(pair, f"{slug}-ticket"), tickets.ticket_csv(pair))
-        )  # fmt: skip
-    return made
-
-
 def _page(
-    rows: Sequence[Row], sections: Sequence[Section], figures: dict[str, list[Figure]], title: str
+    sections: Sequence[Section],
+    figures: dict[str, list[Figure]],
+    title: str,
+    facts: list[tuple[str, str]],
+    note: str,
+    version: str,
 ) -> str:
     import jinja2
     from markupsafe import Markup
 
     shown = [{"heading": s.heading, "groups": [_told(g, s, figures[g.slug]) for g in s.groups]}
              for s in sections]  # fmt: skip
+    script = resources.files("lotterykit.reports").joinpath("page.js").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(PAGE)
     text = template.render(
         title=title,
-        css=Markup(CSS),  # a constant of ours
-        lead=words.lead(groups(rows)),
-        facts=words.facts(rows),
+        css=Markup(CSS),  # constants of ours
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        results=Markup(explorer.explorer_json(sections)),
+        lead=words.lead([g for s in sections for g in s.groups]),
+        facts=facts,
+        note=note,
         overview=_overview(sections),
         legend=captions.LEGEND,
         sections=shown,
-        version=words.version(rows),
-        count=len(rows),
+        version=version,
+        count=dict(facts)["results"],
     )
     return text + "\n"
 
@@ -157,8 +132,8 @@ def _told(group: Group, section: Section, figures: Sequence[Figure]) -> dict[str
     from markupsafe import Markup
 
     shown = [
-        {"name": f.name, "heading": f.heading, "caption": f.caption, "csv": _data_uri(f.csv),
-         "svg": Markup(_inline(f, group))}
+        {"name": f.name, "heading": f.heading, "caption": f.caption, "csv": data_uri(f.csv),
+         "svg": Markup(inline(f, group))}
         for f in figures
     ]  # fmt: skip
     return {
@@ -171,25 +146,18 @@ def _told(group: Group, section: Section, figures: Sequence[Figure]) -> dict[str
     }
 
 
-def _inline(figure: Figure, group: Group) -> str:
-    """The SVG for use inside HTML: no XML prolog, a role and a description for screen readers."""
-    from markupsafe import escape
-
-    body = figure.svg[figure.svg.index("<svg") :]
-    label = escape(f"{figure.heading}: {group.task}, {group.title}")
-    body = re.sub(r"^<svg\b", f'<svg role="img" aria-label="{label}"', body, count=1)
-    return re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-
-
-def _data_uri(csv: str) -> str:
-    return "data:text/csv;base64," + base64.b64encode(csv.encode()).decode()
-
-
 def _tables(group: Group) -> list[dict[str, Any]]:
     made = [_means(group)] if group.series or group.truth else []
+    differences = compare.difference_table(group) if compare.compared(group) else None
+    if differences:
+        lines = [{"kind": "", "row": None, "cells": [_text(t, small=small) for t, small in line]}
+                 for line in differences["lines"]]  # fmt: skip
+        heading = "What differs after training"
+        made.insert(0, {"heading": heading, "header": differences["header"], "lines": lines,
+                        "caption": captions.DIFFERENCES})  # fmt: skip
     hiding = tables.hiding_table(group)
     if hiding:
-        lines = [{"kind": "", "cells": [_text(c) for c in line]} for line in hiding[1:]]
+        lines = [{"kind": "", "row": None, "cells": [_text(c) for c in line]} for line in hiding[1:]]
         made.append(
             {
                 "heading": "How well the ticket hides",
@@ -209,7 +177,7 @@ def _overview(sections: Sequence[Section]) -> dict[str, Any] | None:
             cells = [_text(text, small=small) for text, small in words.overview(group)]
             where = f"{section.name}, " if section.name else ""
             cells[0] |= {"href": f"#{group.slug}", "text": where + cells[0]["text"]}
-            lines.append({"kind": "", "cells": cells})
+            lines.append({"kind": "", "row": None, "cells": cells})
     if len(lines) < 2:
         return None
     return {
@@ -228,12 +196,13 @@ def _means(group: Group) -> dict[str, Any]:
     lines = []
     for series in group.series:
         for i, point in enumerate(series.points):
-            lines.append(
-                {"kind": "first" if not i else "", "cells": _mean_cells(series.label, point, metrics)}
-            )
+            row = tables.row_name(group, series.label, point)
+            cells = _mean_cells(series.label, point, metrics)
+            lines.append({"kind": "first" if not i else "", "row": row, "cells": cells})
     for i, (label, point) in enumerate(tables.truths(group)):
         cells = _mean_cells(label, point, metrics)
-        lines.append({"kind": "truth" if i else "first truth", "cells": cells})
+        row = tables.row_name(group, label, point)
+        lines.append({"kind": "truth" if i else "first truth", "row": row, "cells": cells})
     caption = captions.MEANS + (captions.RESCALED if group.rescaled and not group.classification else "")
     return {"heading": "All numbers", "header": header, "lines": lines, "caption": caption}
 

@@ -18,8 +18,9 @@ from lotterykit.reports.ink import (
     style,
     svg_text,
 )
-from lotterykit.reports.points import WHEN, Point, Stat, say
-from lotterykit.reports.tables import show
+from lotterykit.reports.marks import Mark, mark, told_of
+from lotterykit.reports.points import WHEN, Point, Series, say
+from lotterykit.reports.tables import row_name, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,11 +54,12 @@ def metric_svg(group: Group, methods: Sequence[str]) -> str:
     that a seed has no live path, a triangle at the upper edge that a seed's metric is not finite.
     """
     panels = _METRIC_PANELS[group.classification]
+    marks: list[Mark] = []
     with ink(group.slug + "-metric"):
         figure = new_figure(10.4, 4.1 if len(panels) == 2 else 7.4)
         axes = figure.subplots(len(panels) // 2, 2, squeeze=False, sharex=True)
         for ax, (when, metric, title) in zip(axes.flat, panels, strict=True):
-            _metric_panel(ax, group, methods, ("metrics", when, metric))
+            metric_panel(ax, group, methods, ("metrics", when, metric), marks)
             ax.set_title(title)
             if group.classification:
                 ax.set_ylabel("test accuracy")
@@ -65,20 +67,29 @@ def metric_svg(group: Group, methods: Sequence[str]) -> str:
                 ax.set_ylabel("test MSE, up to scale" if metric == "mse_scaled" else "test MSE")
         for ax in axes.flat[:-2]:
             ax.set_xlabel("")
-        _legend(figure, group, methods, bool(group.truth), _lost_entry(group, panels))
-        return svg_text(figure, group.slug + "-metric")
+        legend(figure, group, methods, bool(group.truth), _lost_entry(group, panels))
+        return svg_text(figure, group.slug + "-metric", marks)
 
 
-def _metric_panel(ax: Axes, group: Group, methods: Sequence[str], path: tuple[str, ...]) -> None:
-    density_axis(ax, _lowest(group))
-    if not group.classification:
+def metric_panel(
+    ax: Axes,
+    group: Group,
+    methods: Sequence[str],
+    path: tuple[str, ...],
+    marks: list[Mark],
+    whole: Group | None = None,
+) -> None:
+    """One metric of `group` against density; its axes are those of `whole`, of which it may be a part."""
+    whole = whole or group
+    density_axis(ax, _lowest(whole))
+    if not whole.classification:
         power_axis(ax)
-    ax.set_ylim(*_limits(group, path[-1]))
-    _truth_lines(ax, group, path)
+    ax.set_ylim(*_limits(whole, path[-1]))
+    _truth_lines(ax, group, path, marks)
     for place, series in enumerate(group.series):
         stats = [p.stat(*path) for p in series.points]
         look = style(series, methods, group.values)
-        _line(ax, series.points, stats, look, light=group.overlay is not None)
+        _line(ax, series, path, look, marks, group, whole)
         lost = [p.density for p, s in zip(series.points, stats, strict=True) if s.total > s.n]
         edge = [0.97 - 0.035 * place] * len(lost)  # one level a method: triangles never hide each other
         at: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "linestyle": "none", "zorder": 5}
@@ -86,13 +97,20 @@ def _metric_panel(ax: Axes, group: Group, methods: Sequence[str], path: tuple[st
 
 
 def _line(
-    ax: Axes, points: Sequence[Point], stats: Sequence[Stat], look: dict[str, Any], *, light: bool
+    ax: Axes,
+    series: Series,
+    path: tuple[str, ...],
+    look: dict[str, Any],
+    marks: list[Mark],
+    group: Group,
+    whole: Group,
 ) -> None:
-    """One series: band, mean line, and a marker per point (hollow where a seed is disconnected).
+    """One series of `group`: band, mean line, and a marker per point (hollow where a seed is disconnected).
 
-    `light` is for figures with many lines: fainter bands and thinner lines.
+    Figures with many lines have fainter bands and thinner lines.
     """
-    shown = [(p, s) for p, s in zip(points, stats, strict=True) if s.n]
+    light = group.overlay is not None
+    shown = [(p, s) for p in series.points if (s := p.stat(*path)).n]
     x = [p.density for p, _ in shown]
     color = look["color"]
     if any(s.n > 1 for _, s in shown):
@@ -102,11 +120,12 @@ def _line(
         )  # fmt: skip
     width = 1.3 if light else 1.8
     ax.plot(x, [s.mean for _, s in shown], color=color, linestyle=look["linestyle"], lw=width, zorder=3)
-    for hollow in (False, True):
-        some = [(p.density, s.mean) for p, s in shown if bool(p.collapsed) is hollow]
+    for point, s in shown:
+        hollow = bool(point.collapsed)
         # hollow ones are larger and above all solid ones, and let what is below them through
-        ax.plot(
-            [d for d, _ in some], [m for _, m in some], linestyle="none", marker=look["marker"], color=color,
+        mark(
+            ax, marks, (point.density, s.mean), told_of(group, whole, series, point, path),
+            marker=look["marker"], color=color,
             markerfacecolor="none" if hollow else color, markeredgewidth=1.4 if hollow else 0.6,
             markersize=8.5 if hollow else 5.5, zorder=4.5 if hollow else 4,
         )  # fmt: skip
@@ -117,7 +136,7 @@ def _truth_density(ax: Axes, group: Group) -> None:
         ax.axvline(group.truth_density, color=TRUTH, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
 
 
-def _truth_lines(ax: Axes, group: Group, path: tuple[str, ...]) -> None:
+def _truth_lines(ax: Axes, group: Group, path: tuple[str, ...], marks: list[Mark]) -> None:
     """The truth's density, and its metric as a line and a star (one for each value of an overlay)."""
     _truth_density(ax, group)
     for value, rows in group.truths:
@@ -129,7 +148,10 @@ def _truth_lines(ax: Axes, group: Group, path: tuple[str, ...]) -> None:
         ax.axhline(s.mean, color=TRUTH, linewidth=1.3, linestyle=dashes, zorder=2.5)
         if s.high > s.low:
             ax.axhspan(s.low, s.high, color=TRUTH, alpha=0.08 if value is None else 0.04, lw=0)
-        ax.plot([point.density], [s.mean], linestyle="none", zorder=6, **_STAR)
+        name = "ground truth" if value is None else f"ground truth, {group.overlay} {say(value)}"
+        text = f"{name}, density {show(point.density)}\n{' '.join(path[1:])} {show(s.mean)}"
+        mark(ax, marks, (point.density, s.mean), Mark({"row": row_name(group, name, point)}, text), zorder=6,
+             **_STAR)  # fmt: skip
 
 
 def _lowest(group: Group) -> float:
@@ -151,7 +173,8 @@ def _limits(group: Group, metric: str) -> tuple[float, float]:
     return low / 1.6, high * 1.6 * room
 
 
-def _legend(figure: Figure, group: Group, methods: Sequence[str], truth: bool, extra: Sequence = ()) -> None:
+def legend(figure: Figure, group: Group, methods: Sequence[str], truth: bool, extra: Sequence = ()) -> None:
+    """The key of a figure, above it: methods, the overlay's line styles, the truth and what `extra` holds."""
     from matplotlib.lines import Line2D
 
     entries: list[Line2D] = []
@@ -202,6 +225,7 @@ def recovery_svg(group: Group, methods: Sequence[str]) -> str:
     and the best that any choice of so many weights can reach.
     """
     thin: dict[str, Any] = {"color": REFERENCE, "linewidth": 1.1}
+    marks: list[Mark] = []
     with ink(group.slug + "-recovery"):
         from matplotlib.lines import Line2D
 
@@ -212,17 +236,16 @@ def recovery_svg(group: Group, methods: Sequence[str]) -> str:
             _truth_density(ax, group)
             _recovery_references(ax, group, path[-1], thin)
             for series in group.series:
-                stats = [p.stat("recovery", *path) for p in series.points]
                 look = style(series, methods, group.values)
-                _line(ax, series.points, stats, look, light=group.overlay is not None)
+                _line(ax, series, ("recovery", *path), look, marks, group, group)
             ax.set_title(title)
         figure.axes[0].set_ylabel("share of weights")
         extra = [
             Line2D([], [], label="expected of a random choice", linestyle=(0, (4, 1.5)), **thin),
             Line2D([], [], label="best possible at that density", linestyle="-", **thin),
         ]
-        _legend(figure, group, methods, False, extra)
-        return svg_text(figure, group.slug + "-recovery")
+        legend(figure, group, methods, False, extra)
+        return svg_text(figure, group.slug + "-recovery", marks)
 
 
 def _recovery_references(ax: Axes, group: Group, quantity: str, look: dict[str, Any]) -> None:

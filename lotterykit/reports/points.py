@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lotterykit.errors import ArgumentError
@@ -51,11 +52,12 @@ def stat(values: Iterable[float | None]) -> Stat:
 def number(row: Row, *path: str) -> float | None:
     """The number at `path` inside `row`, None where a step or the value is missing."""
     value: Any = row
-    for step in path:
-        if not isinstance(value, dict):
-            return None
-        value = value.get(step)
-    return None if isinstance(value, bool) or not isinstance(value, _NUMBER) else float(value)
+    try:
+        for step in path:
+            value = value[step]
+        return None if isinstance(value, bool) or not isinstance(value, _NUMBER) else float(value)
+    except (KeyError, TypeError, OverflowError):  # TypeError: no dict
+        return None
 
 
 def measured(row: Row, *path: str) -> float | None:
@@ -86,13 +88,15 @@ class Point:
 
     asked: float | str
     rows: tuple[Row, ...]
+    # figures, tables and sentences ask for the same numbers
+    _known: dict[tuple[str, ...], Stat] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Mean achieved density, kept / total."""
         return stat(number(r, "density") for r in self.rows).mean
 
-    @property
+    @cached_property
     def collapsed(self) -> int:
         """How many of the rows have no live path from input to output."""
         return sum(bool(r["collapse"].get("no_live_path")) for r in self.rows)
@@ -102,14 +106,16 @@ class Point:
         """Whether any of the rows has a live path."""
         return self.collapsed < len(self.rows)
 
-    @property
+    @cached_property
     def emptied(self) -> int:
         """How many of the rows have an empty layer."""
         return sum(bool(r["collapse"].get("empty_layers")) for r in self.rows)
 
     def stat(self, *path: str) -> Stat:
         """`Stat` over seeds of the number at `path`, e.g. `("metrics", "after", "accuracy")`."""
-        return stat(measured(r, *path) for r in self.rows)
+        if path not in self._known:
+            self._known[path] = stat(measured(r, *path) for r in self.rows)
+        return self._known[path]
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,18 @@ class Section:
     name: str | None = None
 
 
-def make_sections(rows: Sequence[Row], figures: Sequence[Mapping[str, Any]] | None = None) -> list[Section]:
+def make_sections(
+    rows: Sequence[Row], figures: Sequence[Mapping[str, Any]] | None = None, overlay: str | None = None
+) -> list[Section]:
     """`rows` as sections: a task each, or each of `figures` (see `write_report`) with its own rows only.
+
+    Tasks' rows that differ in the spec's field `overlay` share their figures.
 
     Raises `ArgumentError` for no rows, rows that are none, and rows of which no figure has any.
     """
     if figures is None:
         by_task: dict[str, list[Group]] = {}
-        for group in groups(rows):
+        for group in groups(rows, overlay):
             by_task.setdefault(group.task, []).append(group)
         return [Section(task, tuple(own)) for task, own in by_task.items()]
     check_rows(rows)

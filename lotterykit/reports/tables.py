@@ -165,6 +165,11 @@ def show(value: float | None, digits: int = 3) -> str:
     return f"{float(text):,.0f}" if 1000 <= abs(float(text)) < 1e7 else text
 
 
+def row_name(group: Group, label: str, point: Point) -> str:
+    """The name of a point's row in the tables of means, by which figures and tables refer to each other."""
+    return f"{group.slug} {label} {say(point.asked)}"
+
+
 def show_density(point: Point, digits: int = 3) -> str:
     """The density as it was asked for; the achieved one where "truth" was."""
     return show(point.density if isinstance(point.asked, str) else point.asked, digits)
@@ -187,18 +192,24 @@ def summary_rows(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     return [(_heading(g), _summary(g)) for g in groups(rows)]
 
 
+def _notes(found: Iterable[Group]) -> list[str]:
+    notes = ["untrained, recall: at the truth's density"]
+    if any(g.rescaled and not g.classification for g in found):
+        notes.append("gain < 1: the untrained ground truth's output is taken times its output scale")
+    return notes
+
+
 def summary_table(rows: Sequence[Row]) -> str:
     """`rows` as a compact plain-text table for a terminal; raises `ArgumentError` for no rows."""
     blocks = []
     marked = False
-    for heading, table in summary_rows(rows):
+    found = groups(rows)
+    for heading, table in [(_heading(g), _summary(g)) for g in found]:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(_pad(line, widths)) for line in table]
         marked |= any(c.endswith("*") for line in table[1:] for c in line)
         blocks.append("\n".join([heading, "  " + lines[0], *("  " + text for text in lines[1:])]))
-    notes = ["untrained, recall: at the truth's density"]
-    if any(g.rescaled and not g.classification for g in groups(rows)):
-        notes.append("gain < 1: the untrained ground truth's output is taken times its output scale")
+    notes = _notes(found)
     notes += ["* at least one seed has no live path from input to output"] if marked else []
     return "\n\n".join([*blocks, "\n".join(notes)])
 

@@ -45,6 +45,32 @@ tr.first td { border-top: 2px solid var(--line); }
 tr:last-child td { border-bottom: 0; }
 tr.truth td { font-weight: 600; }
 td.warn { color: var(--warn); background: var(--warnback); font-weight: 600; }
+th .sort { all: unset; cursor: pointer; }
+th .sort:hover { text-decoration: underline; }
+th .sort:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+th[aria-sort=ascending] .sort::after { content: " \\25B2"; }
+th[aria-sort=descending] .sort::after { content: " \\25BC"; }
+table.sorted tr.first td { border-top: 0; }
+tr.lit td { background: color-mix(in srgb, var(--accent) 18%, var(--card)); }
+input, select, .bar button { font: inherit; font-size: .88rem; color: var(--ink); background: var(--card);
+  border: 1px solid var(--line); border-radius: 6px; padding: .25rem .5rem; max-width: 100%; }
+input[type=search] { width: 18rem; margin: 0 0 .5rem; }
+input[aria-invalid=true] { border-color: var(--warn); outline: 1px solid var(--warn); }
+.bar { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .6rem 0; }
+.bar input[type=search] { margin: 0; }
+.bar button { cursor: pointer; }
+.bar button:disabled { opacity: .45; cursor: default; }
+.bar output { color: var(--soft); font-size: .88rem; }
+.filters td { padding-top: 0; }
+.filters input { width: 4.4rem; }
+.filters select { max-width: 9rem; }
+table.all th { text-align: right; padding-left: .5rem; padding-right: .5rem; }
+table.all td { padding-left: .5rem; padding-right: .5rem; }
+table.all .word { text-align: left; max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
+#tip { position: absolute; z-index: 9; max-width: 26rem; white-space: pre-line; pointer-events: none;
+  background: var(--ink); color: var(--back); border-radius: 6px; padding: .4rem .6rem; font-size: .85rem; }
+#tip[hidden] { display: none; }
+.paper use.lit { filter: drop-shadow(0 0 2px #000); }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; font-size: .88rem;
   color: var(--soft); }
 @media print {
@@ -58,18 +84,20 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem;
   h2, h3, h4 { break-after: avoid; }
   h2 { break-before: page; }
   th, td { white-space: normal; padding: .15rem .3rem; }
-  .download { display: none; }
+  .download, .bar, .filters, input, #tip, #results { display: none; }
+  .paper { border: 0; padding: 0; }
   .paper svg { min-width: 0; }
 }
 """
 
 PAGE = """{%- macro show_table(table) %}
 <h4>{{ table.heading }}</h4>
-<div class="scroll"><table>
+<div class="scroll"><table class="means">
 <thead><tr>{% for cell in table.header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {%- for line in table.lines %}
-<tr class="{{ line.kind }}">{% for cell in line.cells %}<td{% if cell.warn %} class="warn"{% endif %}>
+<tr class="{{ line.kind }}"{% if line.row %} data-row="{{ line.row }}"{% endif %}>
+{%- for cell in line.cells %}<td{% if cell.warn %} class="warn"{% endif %}>
 {%- if cell.href %}<a href="{{ cell.href }}">{{ cell.text }}</a>
 {%- else %}{{ cell.text }}{% endif %}
 {%- if cell.small %}<small>{{ cell.small }}</small>{% endif %}</td>{% endfor %}</tr>
@@ -83,6 +111,8 @@ PAGE = """{%- macro show_table(table) %}
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src
+ 'sha256-{{ script_hash }}'; base-uri 'none'; form-action 'none'">
 <title>{{ title }}</title>
 <style>{{ css }}</style>
 </head>
@@ -98,6 +128,9 @@ PAGE = """{%- macro show_table(table) %}
 </dl>
 {%- if overview %}
 {{ show_table(overview) }}
+{%- endif %}
+{%- if note %}
+<p class="soft">{{ note }}</p>
 {%- endif %}
 <h3>How to read the figures</h3>
 <ul class="notes">
@@ -137,10 +170,20 @@ PAGE = """{%- macro show_table(table) %}
 {%- endfor %}
 </section>
 {%- endfor %}
+<section id="results">
+<h2>All results</h2>
+<p class="soft">Every result of this report, one a row: click a heading to sort, type to filter; in a column
+  of numbers &gt; 0.9, &lt;= 0.1 and 0.1..0.5 work too. A click on a marker of a figure shows the results
+  behind it.</p>
+<p class="plain">{{ count }} results. To show them here the page needs JavaScript; lotterykit sweep export
+  writes them to a file.</p>
+</section>
 <footer>Made by lotterykit {{ version }} from {{ count }} stored results. This page needs no other file and
   no network;
 the figures also lie beside it in the folder figures, each an SVG with its CSV.</footer>
 </main>
+<script type="application/json" id="all-results">{{ results }}</script>
+<script>{{ script }}</script>
 </body>
 </html>
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,18 @@ class Sheet:
 
 def ticket(row: Row | None) -> Ticket | None:
     """The `Ticket` of `row`, None where the row holds no edges (too many to draw) or there is no row."""
-    told = row.get("edges") if row else None
+    told = _edges(row) if row else None
     if not told:
         return None
     edges = {(int(e[0]), int(e[1]), int(e[2])): (_real(e[3]), _real(e[4])) for e in told.get("edges", [])}
     biases = {(int(b[0]) + 1, int(b[1])): (_real(b[2]), _real(b[3])) for b in told.get("biases", [])}
     return Ticket(tuple(int(w) for w in told["widths"]), edges, biases)
+
+
+def _edges(row: Row) -> dict[str, Any] | None:
+    """What `row` holds of its ticket, which may be JSON text: few tickets of a sweep are drawn."""
+    told = row.get("edges")
+    return json.loads(told) if isinstance(told, str) else told
 
 
 def pick(group: Group) -> Pair:
@@ -81,7 +88,7 @@ def pick(group: Group) -> Pair:
     def rank(item: tuple[Series, Row]) -> tuple:
         row, asked = item[1], item[1]["spec"]["density"]
         away = 0.0 if asked == "truth" else abs(float(asked) - truth) + 1e-12
-        told = row.get("edges")
+        told = _edges(row)
         dead = bool(row["collapse"].get("no_live_path")) or (told is not None and not told.get("edges"))
         live, recall = number(row, "recovery", "live", "iou"), number(row, "recovery", "recall")
         return (dead, told is None, away, -(live or 0.0), -(recall or 0.0))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lotterykit.reports import tables
 from lotterykit.reports.groups import Group, task_order
@@ -77,8 +78,31 @@ def facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("computing time", _duration(seconds)),
         ("result format", _several(rows, "results_version")),
     ]
-    names = sorted({n for r in rows for n in r.get("versions") or {}})
-    return told + [(n, _several(rows, "versions", n)) for n in names]
+    found: dict[str, set[str]] = {}
+    for versions in {tuple((r.get("versions") or {}).items()) for r in rows}:
+        for name, value in versions:
+            found.setdefault(name, set()).add(str(value))
+    return told + [(name, ", ".join(sorted(found[name]))) for name in sorted(found)]
+
+
+def sweep_facts(rows: Sequence[Row], own: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(name, value) pairs about each compared sweep: how many results, and the settings that set it apart."""
+    told = []
+    for label, settings in own.items():
+        count = sum(r["spec"].get("sweep") == label for r in rows)
+        parts = [f"{_NAMES.get(n, n.replace('_', ' '))} {say(v)}" for n, v in settings.items()]
+        told.append((f"sweep {label}", ", ".join([f"{count} results", *parts])))
+    return told
+
+
+def drawn_note(left_out: int) -> str:
+    """What a page says where figures are left out; "" where none is."""
+    if not left_out:
+        return ""
+    return (
+        f"{left_out} figures of this large report are not drawn: what they would show is in the tables, and "
+        "`lotterykit report --figures N` draws up to N."
+    )
 
 
 def version(rows: Sequence[Row]) -> str:

@@ -65,7 +65,7 @@ def test_one_seed_one_density_no_truth():
 def _axes(rows, monkeypatch, overlay=None):
     """The axes of the metric figure."""
     drawn = []
-    monkeypatch.setattr(plots, "svg_text", lambda figure, slug: drawn.append(figure) or "")
+    monkeypatch.setattr(plots, "svg_text", lambda figure, slug, marks: drawn.append(figure) or "")
     plots.metric_svg(groups(rows, overlay)[0], ["snip", "random"])
     return drawn[0].axes
 
@@ -91,7 +91,7 @@ def test_hollow_markers_lie_above_solid_ones_and_are_larger(monkeypatch):
     marks = [line for ax in _axes(rows, monkeypatch) for line in ax.lines if line.get_marker() in ("X", "s")]
     hollow = [m for m in marks if m.get_markerfacecolor() == "none" and len(m.get_xdata())]
     solid = [m for m in marks if m.get_markerfacecolor() != "none" and len(m.get_xdata())]
-    assert len(hollow) == len(solid) == 4
+    assert len(hollow) == len(solid) == 4  # 2 methods, before and after training
     assert min(m.get_zorder() for m in hollow) > max(m.get_zorder() for m in solid)
     assert min(m.get_markersize() for m in hollow) > max(m.get_markersize() for m in solid)
 
@@ -118,6 +118,20 @@ def test_methods_differ_and_keep_their_look():
     again = style(Series("snip", 100, True, ()), [])
     assert again["color"] == STYLES["snip"][0]
     assert again["linestyle"] != looks[2]["linestyle"]
+
+
+def _luminance(color):
+    """Relative luminance of WCAG 2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_from_white():
+    """WCAG 2.1, 1.4.11: graphics have a contrast of 3 to 1 to what is beside them."""
+    looks = [style(Series(m, 1, False, ()), ["a", "b", "c", "d"]) for m in (*STYLES, "a", "b", "c", "d")]
+    faint = {k["color"]: 1.05 / (_luminance(k["color"]) + 0.05) for k in looks}
+    assert {color for color, contrast in faint.items() if contrast < 3} == set()
 
 
 def test_powers_of_ten_are_plain_text():
