@@ -129,7 +129,7 @@ def status(store: Path, *, follow: bool = False, by: str = "") -> int:
         Settings with a line for each of their values, as method,seed; by default method, density and what
         else differs.
     """
-    from lotterykit.experiments.status import follow_status, show_status
+    from lotterykit.experiments.status_display import follow_status, show_status
 
     return (follow_status if follow else show_status)(store, [n for n in by.split(",") if n])
 
@@ -212,7 +212,7 @@ def report(
         At most so many figures; by default all, or 6 of more than 20,000 results.
     """
     from lotterykit import reports
-    from lotterykit.experiments.report_rows import labelled, report_rows
+    from lotterykit.experiments.report_display import labelled, report_rows
 
     if not stores:
         raise ArgumentError("no store to report: give one, or several to compare")
