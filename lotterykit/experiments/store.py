@@ -208,9 +208,6 @@ class Store:
                     row.pop(name, None)
                 if isinstance(recovery := row.get("recovery"), dict):
                     recovery.pop("per_layer", None)
-                if _deeper(row, MAX_DEPTH):
-                    damaged += 1
-                    continue
                 rows.append(row | {"edges": edges})
 
     def _stored(self, cells: Iterable[CellSpec] | None) -> Iterator[tuple[str, str, str, str]]:
@@ -333,7 +330,8 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def _parsed(result: str) -> dict[str, Any] | None:
-    """A stored result, None where it is no JSON object; twice as fast as `json.loads`."""
+    """A stored result, None where it is no JSON object, or nested deeper than 200 levels; twice as fast as
+    `json.loads`."""
     try:
         row = from_json(result, cache_strings="keys", allow_inf_nan=False)
     except ValueError:
