@@ -44,7 +44,7 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.demo
-	$(INSTALL) --editable '.[plot,docs]'
+	$(INSTALL) 'lotterykit[docs]'
 	touch $@
 
 # The API reference, HTML in build/docs.
