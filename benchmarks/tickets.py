@@ -125,17 +125,21 @@ def methods(options: argparse.Namespace) -> Iterable[Row]:
 def verdicts(options: argparse.Namespace) -> Iterable[Row]:
     """The verdict on methods at density .1."""
     for method in options.judged:
-        spec = SearchSpec(method=method, density=0.1, steps=options.steps)
+        spec = SearchSpec(method=method, density=0.1, steps=options.verdict_steps)
         judged = judge(
-            spec, RATES, seeds=options.seeds, folder=options.folder / f"verdict-{method}", progress=tell
+            spec,
+            RATES,
+            seeds=options.verdict_seeds,
+            folder=options.folder / f"verdict-{method}",
+            progress=tell,
         )
         for arm, by_rate in judged.rows.items():
             for lr, rows in by_rate.items():
                 for seed, found in enumerate(rows):
                     yield row_of(found, method=method, control=arm, lr=lr, seed=seed)
-        text = "\n".join(judged.verdict.lines())
-        print(text)
-        (RESULTS / f"verdict-{method}.json").write_text(json.dumps(judged.verdict.as_dict(), indent=1) + "\n")
+        print("\n".join(judged.lines()))
+        told = {"lines": judged.lines()} | judged.verdict.as_dict() | {"R_p": judged.correlation}
+        (RESULTS / f"verdict-{method}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def conv(options: argparse.Namespace) -> Iterable[Row]:
@@ -184,6 +188,8 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", default=list(STAGES), help=", ".join(STAGES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--verdict-seeds", type=int, default=6)
+    parser.add_argument("--verdict-steps", type=int, default=5_000)
     parser.add_argument("--conv-steps", type=int, default=600)
     parser.add_argument("--score-epochs", type=int, default=20)
     parser.add_argument("--densities", type=numbers, default=".2,.1,.05,.02,.01,.005", help="of methods")
