@@ -47,7 +47,8 @@ def log_mlflow(rows: Iterable[dict[str, Any]], path: str | Path, experiment: str
 def database(path: str | Path) -> Path:
     """The file of an MLflow database given as a path or as "sqlite:///..."; it need not exist.
 
-    Raises `ArgumentError` for another address and a path with a "?", `StoreError` for a file of something else.
+    Raises `ArgumentError` for another address and a path with a "?", `StoreError` for a file of something
+    else.
     """
     text = str(path)
     if "://" in text and not text.startswith(SCHEME):

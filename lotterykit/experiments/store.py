@@ -336,12 +336,11 @@ def _deeper(value: Any, levels: int) -> bool:
 def _within(value: Any, levels: int) -> bool:
     """Whether JSON has no integer that `_integer` refuses and is nested no deeper than so many levels."""
     for inner in value.values() if type(value) is dict else value:
-        if type(inner) is int:
-            if not -(10**19) < inner < 10**20:
-                return False
-        elif type(inner) is dict or type(inner) is list:
-            if not levels or not _within(inner, levels - 1):
-                return False
+        kind = type(inner)
+        if kind is int and not -(10**19) < inner < 10**20:
+            return False
+        if (kind is dict or kind is list) and not (levels and _within(inner, levels - 1)):
+            return False
     return True
 
 

@@ -57,7 +57,7 @@ def _step(optimizer: Optimizer, group: dict[str, Any], layers: list[Scored], pen
 
 
 def _momentum(optimizer: Optimizer, scores: nn.Parameter) -> Tensor:
-    """The momentum in the optimizer's state, from now on laid as the scores: a loaded one may lie otherwise."""
+    """The momentum in the optimizer's state, laid as the scores: a loaded one may lie otherwise."""
     state: dict[str, Any] = optimizer.state[scores]
     if state.get("momentum_buffer") is None:
         state["momentum_buffer"] = torch.zeros_like(scores)
