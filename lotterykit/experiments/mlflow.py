@@ -47,12 +47,15 @@ def log_mlflow(rows: Iterable[dict[str, Any]], path: str | Path, experiment: str
 def database(path: str | Path) -> Path:
     """The file of an MLflow database given as a path or as "sqlite:///..."; it need not exist.
 
-    Raises `ArgumentError` for another address, `StoreError` for a file of something else.
+    Raises `ArgumentError` for another address and a path with a "?", `StoreError` for a file of something
+    else.
     """
     text = str(path)
     if "://" in text and not text.startswith(SCHEME):
         raise ArgumentError(f"runs go to a local file only, as mlflow.db or {SCHEME}mlflow.db, got {text}")
     path = Path(text.removeprefix(SCHEME)).absolute()
+    if "?" in str(path):  # SQLAlchemy would open the file before it
+        raise ArgumentError(f"the path of an MLflow database must hold no '?', got {path}")
     if not is_file(path) or not path.stat().st_size:
         return path
     try:

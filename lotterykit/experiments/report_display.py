@@ -25,7 +25,7 @@ def labelled(stores: Sequence[str]) -> dict[str, Path]:
         named.append((name, Path(file)) if sign and name and not path.exists() else ("", path))
     depth = 1
     while True:
-        labels = [name or "/".join(path.with_suffix("").absolute().parts[-depth:]) for name, path in named]
+        labels = [name or str(Path(*path.with_suffix("").absolute().parts[-depth:])) for name, path in named]
         if len(set(labels)) == len(labels):
             return dict(zip(labels, (path for _, path in named), strict=True))
         depth += 1
@@ -42,7 +42,9 @@ def report_rows(path: Path) -> list[dict[str, Any]]:
             rows, damaged = store.brief()
     finally:
         gc.enable()
-    say_damaged(damaged, path)
+    versioned = [row for row in rows if type(row.get("results_version", 0)) is int]
+    say_damaged(damaged + len(rows) - len(versioned), path)
+    rows = versioned
     newest = max((row.get("results_version", 0) for row in rows), default=0)
     current = [row for row in rows if row.get("results_version", 0) == newest]
     if len(current) < len(rows):

@@ -208,7 +208,11 @@ class Store:
                     row.pop(name, None)
                 if isinstance(recovery := row.get("recovery"), dict):
                     recovery.pop("per_layer", None)
-                rows.append(row | {"edges": edges})
+                row["edges"] = edges
+                if _within(row, MAX_DEPTH):
+                    rows.append(row)
+                else:
+                    damaged += 1
 
     def _stored(self, cells: Iterable[CellSpec] | None) -> Iterator[tuple[str, str, str, str]]:
         with clear(self.path):
@@ -327,6 +331,17 @@ def _deeper(value: Any, levels: int) -> bool:
     """Whether JSON is nested deeper than so many levels."""
     inner = value.values() if isinstance(value, dict) else value
     return any(isinstance(v, dict | list) and (not levels or _deeper(v, levels - 1)) for v in inner)
+
+
+def _within(value: Any, levels: int) -> bool:
+    """Whether JSON has no integer that `_integer` refuses and is nested no deeper than so many levels."""
+    for inner in value.values() if type(value) is dict else value:
+        kind = type(inner)
+        if kind is int and not -(10**19) < inner < 10**20:
+            return False
+        if (kind is dict or kind is list) and not (levels and _within(inner, levels - 1)):
+            return False
+    return True
 
 
 def _parsed(result: str) -> dict[str, Any] | None:

@@ -18,14 +18,15 @@ def log_tensorboard(rows: Iterable[dict[str, Any]], path: str | Path) -> Logged:
     A run's folder is named by its cell and appears whole or not at all; one that is there stays as it is.
     Raises `LotterykitError` where tensorboard is missing, `StoreError` where `path` cannot be written.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))
     load("tensorboard", "tensorboard")
     summary = load("torch.utils.tensorboard.summary", "tensorboard")
     writer = load("torch.utils.tensorboard", "tensorboard").SummaryWriter
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: not a directory, TensorBoard reads one")
     added = there = 0
-    draft = path.with_name(f".{path.name}.new")  # beside the log directory, where TensorBoard does not look
+    # Beside the log directory, where TensorBoard does not look, unless that is a disk of its own.
+    draft = path / ".new" if os.path.ismount(path) else path.with_name(f".{path.name}.new")
     with alone(path):
         path.mkdir(exist_ok=True)
         for row in rows:

@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
-from lotterykit.errors import ArgumentError, LotterykitError, StoreError
+from lotterykit.errors import ArgumentError, LotterykitError, StoreError, brief, shown
 from lotterykit.experiments.export import flat
 from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.schema import check_path
@@ -42,8 +42,25 @@ class Logged:
 
 
 def run_of(row: Mapping[str, Any]) -> Run:
-    """The `Run` of a result row; what is missing or not finite in the row is left out."""
+    """The `Run` of a result row; numbers that are missing or not finite in the row are left out.
+
+    Raises `ArgumentError` for a row that lacks a field, or holds one of another type.
+    """
+    try:
+        run = _run_of(row)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else brief(error)
+        raise ArgumentError(f"row {shown(row.get('key'))[:14]} is no result row: {reason}") from None
+    parts = PurePath(run.folder).parts
+    if len(parts) != 3 or ".." in parts or not run.folder.isprintable():
+        raise ArgumentError(f"row {run.key[:12]} is no result row: {shown(run.folder)} can name no run")
+    return run
+
+
+def _run_of(row: Mapping[str, Any]) -> Run:
     spec = dict(row["spec"])
+    if odd := [n for n, value in spec.items() if not isinstance(value, str | int | float | None)]:
+        raise TypeError(f"spec.{brief(odd[0])} is no plain value")
     density = spec["density"] if isinstance(spec["density"], str) else f"{spec['density']:g}"
     name = f"{spec['method']} density {density} seed {spec['seed']} {row['key'][:12]}"
     numbers: dict[str, Any] = {

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PIECE = 2000  # steps after which a training is written to the journal, about
 FORMAT = "lotterykit-training-1"
+# Rises whenever a change of ours changes what a training gives: journals of another version are refused.
+TRAINING_VERSION = 1
 CONTENT = {"at": int, "finished": bool, "metrics": dict, "curve": list, "steps": list, "validation": list}
 
 
@@ -45,11 +47,12 @@ class Training:
     scores: ScoreTraining | None = None
 
     def identity(self) -> str:
-        """Hex digest of all that its result depends on, but for the data."""
+        """Hex digest of all that its result depends on, `TRAINING_VERSION` too, but for the data."""
         start = None if self.scores is None else digest(self.scores.start or {}).hex()
         scores = None if self.scores is None else repr(replace(self.scores, start=None))
         parts = [digest(self.state).hex(), digest(self.masks).hex(), repr(self.recipe), scores, start]
-        text = json.dumps([*parts, self.seed, self.first, self.last])
+        version = [] if TRAINING_VERSION == 1 else [TRAINING_VERSION]  # the first journals name none
+        text = json.dumps([*parts, self.seed, self.first, self.last, *version])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

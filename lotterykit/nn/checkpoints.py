@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from lotterykit.errors import ArgumentError, brief, shown
-from lotterykit.mask import Masks, prunable_layers
+from lotterykit.mask import Masks, opened_safetensors, prunable_layers
 from lotterykit.nn.convert import convert_
 from lotterykit.nn.torch_files import check_file, check_tensors
 
@@ -88,7 +86,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Name -> tensor of a safetensors file or of one that `torch.save` wrote."""
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
+            with opened_safetensors(path, "no safetensors file") as file:
+                content: Any = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             check_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)

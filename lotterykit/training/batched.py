@@ -29,6 +29,7 @@ class TorchBatch:
     """R replicas: parameters, gradients and optimizer state as `[R, S]` buffers with views per layer."""
 
     most = 16  # replicas a batch: per-call overhead is amortised by then, the state still fits the cache
+    freezes = False  # whether a stop before the end returns other masks than were evaluated on the way
 
     @staticmethod
     def group_key(spec: RunSpec) -> object:
@@ -113,9 +114,12 @@ class TorchBatch:
                 taken.append(stretch.last)
             if progress is not None and stretch.ends_epoch:
                 progress(len(self.specs))
-        if not evaluations:
+        if evaluations and (limit >= total or not self.freezes):
+            last = evaluations[-1]
+        else:
+            self._count(recipe.epoch_at(limit, per_epoch))
             self._mask(final=True)
-        last = evaluations[-1] if evaluations else self._evaluate()
+            last = self._evaluate()
         return [
             with_evaluations(self._result(r), taken, [found[r] for found in evaluations], last[r])
             for r in range(len(self.specs))
@@ -123,6 +127,9 @@ class TorchBatch:
 
     def _begin(self, epoch: int) -> None:
         """What score training does before an epoch; weights need nothing."""
+
+    def _count(self, epoch: int) -> None:
+        """What score training keeps in an epoch, where none was begun."""
 
     def _mask(self, *, final: bool) -> None:
         """What score training does before the network is evaluated; the masks of weights are fixed."""

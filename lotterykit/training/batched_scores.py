@@ -51,6 +51,7 @@ class TorchScoreBatch(TorchBatch):
                         self.active_views[name][r] = spec.active[name].to(device)
         self.without = without
         self.gem = self.trainings[0].method == "gem-miner"
+        self.freezes = any(training.freezes for training in self.trainings)
         penalties = [[2.0 * training.penalty] for training in self.trainings]
         self.slope_of_penalty = torch.tensor(penalties, dtype=effective.dtype, device=device)
         self.sizes = [shapes[name].numel() for name in self.scored]
@@ -62,8 +63,7 @@ class TorchScoreBatch(TorchBatch):
 
     def _begin(self, epoch: int) -> None:
         """Take up the counts of an epoch; Gem-Miner freezes down to them."""
-        epochs = self.recipe.epochs
-        self.counts = [training.counts(self.sizes, epoch, epochs) for training in self.trainings]
+        self._count(epoch)
         if self.gem and epoch > 0:
             self._select(self.active_views, self.parameters.data, within=True)
             frozen = ~self.active
@@ -71,6 +71,10 @@ class TorchScoreBatch(TorchBatch):
             for value in self.optimizer.state[self.parameters].values():
                 if isinstance(value, Tensor) and value.shape == frozen.shape:
                     value.masked_fill_(frozen, 0.0)
+
+    def _count(self, epoch: int) -> None:
+        epochs = self.recipe.epochs
+        self.counts = [training.counts(self.sizes, epoch, epochs) for training in self.trainings]
 
     def _select(self, masks: dict[str, Tensor], values: Tensor, *, within: bool) -> None:
         """Write into `masks` the entries of highest `values` `[R, S]` of each replica and group, as many as

@@ -26,6 +26,7 @@ class NativeBatch:
     """
 
     most = 64  # replicas a call: enough for any number of threads; progress is told between calls
+    freezes = False  # whether a stop before the end returns other masks than were evaluated on the way
 
     @staticmethod
     def group_key(spec: RunSpec) -> object:
@@ -108,8 +109,13 @@ class NativeBatch:
                 taken.append(stretch.last)
             if progress is not None and stretch.ends_epoch:
                 progress(len(self.specs))
-        nothing = Stretch(0, 0, 0, evaluates=True, ends_epoch=False)
-        last = evaluations[-1] if evaluations else self._run(nothing, per_epoch, before, final=True)
+        if evaluations and (limit >= total or not self.freezes):
+            last = evaluations[-1]
+        else:
+            epoch = recipe.epoch_at(limit, per_epoch)
+            start = epoch * per_epoch
+            nothing = Stretch(epoch, start, start, evaluates=True, ends_epoch=False)
+            last = self._run(nothing, per_epoch, before, final=True)
         self._write_back()
         return [
             with_evaluations(

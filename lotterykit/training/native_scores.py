@@ -23,6 +23,7 @@ class NativeScoreBatch(NativeBatch):
         self.active: list[Tensor] = []
         self.kept: list[Tensor] = []
         self.trainings = [spec.scores for spec in specs if spec.scores is not None]
+        self.freezes = any(training.freezes for training in self.trainings)
         super().__init__(specs, device, isa=isa)
 
     def _hand_over(self, spec: RunSpec, data: list[list[Tensor]]) -> None:

@@ -114,6 +114,10 @@ class Recipe:
             rate *= self.gamma ** sum(passed >= milestone for milestone in self.milestones)
         return rate * step / self.warmup if step < self.warmup else rate
 
+    def epoch_at(self, step: int, per_epoch: int) -> int:
+        """The epoch, counted from 0, that the last of `step` steps was of."""
+        return max(0, min((step - 1) // per_epoch, self.epochs - 1))
+
     def stretches(self, per_epoch: int, limit: int, first: int = 0) -> Iterator[Stretch]:
         """The steps [first, limit), cut at the ends of epochs of `per_epoch` steps and at evaluations."""
         step, every = first, self.evaluate_every

@@ -71,9 +71,9 @@ class RunResult:
     """`weights` by name; `metrics` of the test split after training; `curve`: those of each evaluation
     (`Recipe.evaluate_every`), after `steps` steps; `validation`: the validation data's beside them;
     `optimizer`: its state, for `RunSpec.optimizer` of the same layers; `masks` in force at the end. Score
-    training leaves `weights` as they were; its metrics are those under the masks, in the curve under the
-    epoch's; `scores` are the trained ones. Where Gem-Miner freezes, `masks` are what it has not frozen: all
-    of it is in force after the recipe's last step, before only p >= .5."""
+    training leaves `weights` as they were; its metrics are those under `masks`, in the curve under the
+    epoch's; `scores` are the trained ones. Where Gem-Miner freezes, `masks` are what it has not frozen: the
+    curve sees all of it after the recipe's last step, before only p >= .5."""
 
     weights: dict[str, Tensor]
     metrics: dict[str, float]

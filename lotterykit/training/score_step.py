@@ -57,9 +57,12 @@ def _step(optimizer: Optimizer, group: dict[str, Any], layers: list[Scored], pen
 
 
 def _momentum(optimizer: Optimizer, scores: nn.Parameter) -> Tensor:
+    """The momentum in the optimizer's state, laid as the scores: a loaded one may lie otherwise."""
     state: dict[str, Any] = optimizer.state[scores]
     if state.get("momentum_buffer") is None:
         state["momentum_buffer"] = torch.zeros_like(scores)
+    elif not is_laid_as(state["momentum_buffer"], scores):
+        state["momentum_buffer"] = torch.empty_like(scores).copy_(state["momentum_buffer"])
     return state["momentum_buffer"]  # type: ignore[no-any-return]
 
 

@@ -32,7 +32,8 @@ class TrainResult:
     """`metrics` of the test split after training; `curve`: those of each evaluation, after `steps` steps;
     `validation`: the validation data's beside them, empty without such data; `optimizer`: its state as
     "parameter/name" -> tensor, for `train(optimizer=...)`. Score training leaves the trained `scores` and the
-    `masks` found, by the names of the weights, on the CPU."""
+    `masks` found, by the names of the weights, on the CPU; its `metrics` are those under these masks, also
+    where it stopped before Gem-Miner's last freezing, in the curve those under the masks in force then."""
 
     metrics: dict[str, float]
     curve: list[dict[str, float]]
@@ -92,9 +93,9 @@ def train(
         _continue(torch_optimizer, trained, optimizer)
     mask_optimizer_(torch_optimizer, model, masks)
     run.attach_(torch_optimizer)
-    run.begin(max(0, min(first // source.per_epoch, recipe.epochs - 1)))
     total = recipe.epochs * source.per_epoch
     limit = max(first, total if steps is None else min(steps, total))
+    run.begin(recipe.epoch_at(first + (limit > first), source.per_epoch))
     result = TrainResult({}, [])
     place = next(model.parameters()).device
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
@@ -123,7 +124,10 @@ def train(
                 result.validation.extend(found[1:])
         found_masks = {name: mask.cpu() for name, mask in run.finish().items()}
         found_scores = {name: value.cpu() for name, value in run.scores.items()}
-        last = result.curve[-1] if result.curve else _evaluated(model, source.tests()[0], recipe.loss)
+        if result.curve and (scores is None or limit == total):
+            last = result.curve[-1]
+        else:
+            last = _evaluated(model, source.tests()[0], recipe.loss)
     state = _state(torch_optimizer, trained)
     return replace(result, metrics=last, optimizer=state, scores=found_scores, masks=found_masks)
 

@@ -290,6 +290,17 @@ def test_an_identity_names_all_that_a_training_depends_on():
     assert Training(dict(state), masks, Recipe("mse")).identity() == base.identity()
 
 
+def test_a_journal_of_other_arithmetic_is_refused(tmp_path, monkeypatch):
+    """Those that were written before there was a version are of the first."""
+    training = Training({"w": torch.zeros(2)}, Masks({"w": torch.ones(2, dtype=torch.bool)}), Recipe("mse"))
+    assert training.identity() == "3942427df10a80e05e063fbf39afd304"
+    found = find_ticket(spec_of("snip"), folder=tmp_path)
+    assert find_ticket(spec_of("snip"), folder=tmp_path).digest() == found.digest()
+    monkeypatch.setattr("lotterykit.experiments.trainings.TRAINING_VERSION", 2)
+    with pytest.raises(ArgumentError, match="or another version: give another folder"):
+        find_ticket(spec_of("snip"), folder=tmp_path)
+
+
 def test_the_journal_of_other_data_is_refused(tmp_path):
     """Shapes, seeds and recipes are alike: only the images, the labels or the layers differ."""
     x, y = torch.randn(60, 6), torch.randint(3, (60,))

@@ -18,6 +18,7 @@ from fake_runner import row
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.report_display import labelled, report_rows
 from lotterykit.experiments.schema import SCHEMA_VERSION
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store, check_writable
@@ -444,7 +445,7 @@ def test_export_parquet_names_the_extra_it_lacks(path, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("name", ["out.xlsx", "out", "no/such/out.csv"])
+@pytest.mark.parametrize("name", ["out.xlsx", "out", "no/such/out.csv", f"{'long' * 64}.csv"])
 def test_export_refuses_in_one_line(path, name):
     with Store(path) as store, pytest.raises((ArgumentError, StoreError), match=name):
         export(store, path.parent / name)
@@ -482,8 +483,9 @@ def test_a_store_that_holds_code_is_refused_and_left(tmp_path, statements, says)
         {"density": 10**400},
         {"density": float("nan")},
         {"times": {"a": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}},
+        {"times": {"a": [-(10**19)]}},
     ],
-    ids=["integer", "nan", "depth"],
+    ids=["integer", "nan", "depth", "integer within"],
 )
 def test_a_row_that_no_report_could_read_is_damaged(tmp_path, odd):
     """Its key and digest fit: somebody made it."""
@@ -498,6 +500,24 @@ def test_a_row_that_no_report_could_read_is_damaged(tmp_path, odd):
     with Store(path) as store:
         assert list(store.rows()) == []
         assert store.damaged() == 1
+        assert store.brief() == ([], 1)
+
+
+def test_a_results_version_that_is_no_number_is_a_damaged_row(path, capsys):
+    with closing(sqlite3.connect(path)) as db:
+        key, spec, result = db.execute("SELECT key, spec, result FROM cells").fetchone()
+    text = json.dumps(json.loads(result) | {"results_version": "2"})
+    digest = hashlib.sha256("\0".join((key, spec, text)).encode()).hexdigest()
+    change(path, "UPDATE cells SET result = ?, digest = ? WHERE key = ?", text, digest, key)
+    assert len(report_rows(path)) == len(CELLS) - 1
+    assert "1 damaged" in capsys.readouterr().err
+
+
+def test_stores_of_one_name_are_told_by_their_folders(tmp_path):
+    a, b = str(tmp_path / "a" / "s.sqlite"), str(tmp_path / "b" / "s.sqlite")
+    assert list(labelled([a, b])) == ["a/s", "b/s"]
+    with pytest.raises(ArgumentError, match=f"two sweeps are called {tmp_path}/a/s: "):
+        labelled([a, a])
 
 
 def test_an_export_follows_no_link_that_waits_in_its_place(tmp_path):

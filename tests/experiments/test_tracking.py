@@ -64,6 +64,27 @@ def test_a_row_as_a_run():
     assert run.folder.startswith("circle/single-shot/snip-density-0.1-seed-0-")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row["spec"].pop("density"), "'density' is missing"),
+        (lambda row: row["collapse"].pop("no_live_path"), "'no_live_path' is missing"),
+        (lambda row: row.update(metrics=[1]), "no attribute 'items'"),
+        (lambda row: row.update(density="much"), "could not convert"),
+        (lambda row: row.update(rounds=[1]), "not subscriptable"),
+        (lambda row: row["spec"].update(lr=[0.1]), "spec.lr is no plain value"),
+        (lambda row: row["spec"].update(task=".."), "can name no run"),
+        (lambda row: row["spec"].update(task="/tmp/a"), "can name no run"),
+    ],
+)
+def test_a_row_that_is_no_run_is_refused_in_one_line(change, words):
+    row = _rows()[0]
+    change(row)
+    with pytest.raises(ArgumentError, match=f"^row .* is no result row: .*{words}") as error:
+        run_of(row)
+    assert "\n" not in str(error.value)
+
+
 def _events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -103,6 +124,22 @@ def test_tensorboard_gets_new_cells_only(tmp_path):
     assert files.items() < after.items()
     assert len(after) == 3
     assert os.listdir(tmp_path) == ["tb"]
+
+
+@pytest.mark.parametrize("mount", [False, True])
+def test_tensorboard_drafts_lie_on_the_disk_of_the_log_directory(tmp_path, monkeypatch, mount):
+    """Through a link; and where the directory is one that a disk is mounted on."""
+    pytest.importorskip("tensorboard")
+    (tmp_path / "disk" / "tb").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "tb")
+    ismount, replaced, real = os.path.ismount, [], os.replace
+    held = os.fspath(tmp_path / "disk" / "tb") if mount else None
+    monkeypatch.setattr(os.path, "ismount", lambda path: os.fspath(path) == held or ismount(path))
+    monkeypatch.setattr(os, "replace", lambda a, b: (replaced.append(a), real(a, b)))
+    assert log_tensorboard(_rows(), tmp_path / "link").added == 2
+    assert {os.fspath(a.parent) for a in replaced} == {held or os.fspath(tmp_path / "disk")}
+    assert sorted(os.listdir(tmp_path / "disk")) == ["tb"]
+    assert os.listdir(tmp_path / "link") == ["circle"]
 
 
 def _mlflow():
@@ -158,6 +195,9 @@ def test_mlflow_gets_new_cells_only_and_mends_what_a_kill_left(tmp_path):
 def test_mlflow_takes_a_local_file_that_is_its_own(tmp_path):
     for address in ("http://localhost:5000", "postgresql://me@host/db", "databricks://x"):
         with pytest.raises(ArgumentError, match="a local file only"):
+            database(address)
+    for address in ("a?b.db", "sqlite:///a.db?mode=ro", tmp_path / "what?" / "a.db"):
+        with pytest.raises(ArgumentError, match=r"must hold no '\?'"):
             database(address)
     store = tmp_path / "s.sqlite"
     Store(store, write=True).close()

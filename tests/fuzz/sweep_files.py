@@ -17,11 +17,13 @@ from fake_runner import row as fake_row
 from reader import Reader, of
 
 from lotterykit.bench import results
+from lotterykit.errors import ArgumentError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.grid import load_toml
 from lotterykit.experiments.search_spec import load_search
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store
+from lotterykit.experiments.tracking import run_of
 from lotterykit.reports.tables import summary_table
 
 
@@ -102,6 +104,10 @@ def stores(folder: Path) -> Reader:
                     with suppress(FileNotFoundError):
                         export(store, folder / "out.jsonl"), export(store, folder / "out.csv")
                     summary_table(got)
+                    store.brief()
+                    for row in got:
+                        with suppress(ArgumentError):
+                            run_of(row)
                 else:
                     assert all(json.dumps(row, sort_keys=True) in known for row in got)
             with Store(path, write=True) as store:

@@ -21,12 +21,12 @@ def _equal(got, expected):
 
 
 def _between_pages(rng):
-    """The launch of masked copies, its bits and targets beside closed pages."""
+    """The launch of masked copies, its weights, bits and targets beside closed pages."""
     real = multi_tensor.masked_copies
 
     def launch(weights, bits, targets):
         written = [fenced(t, rng) for t in targets]
-        real(weights, [fenced(b, rng) for b in bits], written)
+        real([fenced(w, rng) for w in weights], [fenced(b, rng) for b in bits], written)
         for target, found in zip(targets, written, strict=True):
             target.copy_(found)
 
@@ -46,7 +46,7 @@ def masked_copies(case, draw):
         mask = draw.mask(*shape)
         w.masked_fill_(~mask, torch.nan)
         last = len(shape) == 4 and rng.random() < 0.5
-        w = fenced(w.to(memory_format=torch.channels_last) if last else w, rng)
+        w = w.to(memory_format=torch.channels_last) if last else w
         weights.append(w if rng.random() < 0.8 else torch.stack([w, w], -1)[..., 1])
         masks.append(mask)
     with dispatch.use_backend("triton"):

@@ -97,10 +97,11 @@ def test_lengths_beyond_the_file(tmp_path, data):
     refused(tmp_path / "x.pt", data, "cannot read")
 
 
-def test_what_is_no_regular_file(tmp_path):
-    os.mkfifo(tmp_path / "pipe.pt")
+@pytest.mark.parametrize("name", ["pipe.pt", "pipe.safetensors"])
+def test_what_is_no_regular_file(tmp_path, name):
+    os.mkfifo(tmp_path / name)
     with pytest.raises(ArgumentError, match="no regular file"):
-        read_masks(tmp_path / "pipe.pt")
+        read_masks(tmp_path / name)
 
 
 @pytest.mark.parametrize("new", [True, False])

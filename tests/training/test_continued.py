@@ -16,8 +16,10 @@ from lotterykit.errors import ArgumentError
 from lotterykit.nn import mlp
 from lotterykit.ops import dispatch
 from lotterykit.training import Loaders, Recipe, RunSpec, ScoreTraining, Split, train, train_replicas
+from lotterykit.training.recipe import metrics
 
 LAYERS = (6, 9, 7, 3)
+ANNEALED = ScoreTraining(density=0.1, anneal=True, scope="global", penalty=1e-3)
 
 
 def blobs(shape=(6,), n=75):
@@ -94,7 +96,7 @@ def test_replicas_in_two_pieces_are_bitwise_those_in_one(optimizer, cut, backend
     "training",
     [
         ScoreTraining(density=0.3),
-        ScoreTraining(density=0.1, anneal=True, scope="global", penalty=1e-3),
+        ANNEALED,
         ScoreTraining(density=0.2, gradual_every=1, bias=True),
         ScoreTraining("gem-miner"),
         ScoreTraining("gem-miner", 0.2, freeze_every=1, penalty=1e-3),
@@ -127,6 +129,39 @@ def test_scores_of_replicas_in_two_pieces_are_bitwise_those_in_one(training, opt
         assert one.metrics == rest.metrics
         for kind in ("scores", "masks", "weights", "optimizer"):
             assert_same(getattr(one, kind), getattr(rest, kind))
+
+
+@pytest.mark.parametrize("training", [ANNEALED, ScoreTraining("gem-miner", 0.2, freeze_every=1)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("cut", [8, 16, 24])
+def test_nothing_left_to_train_gives_the_masks_and_metrics_that_were_there(training, backend, cut):
+    """Metrics are those of the masks returned, in replicas and in a module, also where a training stops."""
+    if backend == "cpu" and dispatch.missing("cpu") is not None:
+        pytest.skip(str(dispatch.missing("cpu")))
+    data = Split(*(t.double() if t.is_floating_point() else t for t in blobs()))
+    how, model = recipe("sgd"), mlp(LAYERS, dtype=torch.float64)
+    spec = RunSpec(LAYERS, data, how, weights=model.state_dict(), seed=2, scores=training)
+    with dispatch.use_backend(backend, ops=["train_scores"]):
+        (part,) = train_replicas([spec], steps=cut)
+        active = part.masks if training.freezes else None
+        later = replace(spec, scores=replace(training, start=part.scores), active=active)
+        (rest,) = train_replicas([later], first=cut, steps=cut)
+    assert rest.metrics == part.metrics
+    assert_same(rest.masks, part.masks)
+    plain = mlp(LAYERS, dtype=torch.float64)
+    plain.load_state_dict({k: w * part.masks[k] if k in part.masks else w for k, w in part.weights.items()})
+    found = metrics(plain(data.x_test).detach(), data.y_test, how.loss)
+    assert part.metrics == pytest.approx(found, rel=1e-9)
+    alone = mlp(LAYERS, dtype=torch.float64)
+    result = train(alone, data, how, seed=2, scores=training, steps=cut)
+    assert_same(result.masks, part.masks)
+    assert result.metrics == metrics(alone(data.x_test).detach(), data.y_test, how.loss)
+    if not training.freezes:  # what was kept by then is not what may be kept
+        alone = mlp(LAYERS, dtype=torch.float64)
+    start = replace(training, start=result.scores)
+    rest = train(alone, data, how, seed=2, scores=start, first=cut, steps=cut)
+    assert_same(rest.masks, result.masks)
+    assert rest.metrics == result.metrics
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

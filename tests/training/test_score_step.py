@@ -53,6 +53,25 @@ def test_one_launch_does_what_hooks_and_optimizer_do(monkeypatch, options, last)
     assert any((p == 0).any() for p in fused)  # something was frozen
 
 
+def test_a_loaded_momentum_may_lie_otherwise(monkeypatch):
+    """As after a file, of which channels-last tensors come back contiguous."""
+    found = []
+    for contiguous in (False, True):
+        monkeypatch.setattr(score_step, "_is_served", lambda layer: layer.weight_score.grad is not None)
+        model = network(last=True)
+        run = ScoredTraining(model, TRAINING, 3)
+        optimizer = run.attach_(torch.optim.SGD(run.parameters, lr=0.1, momentum=0.9))
+        for step in range(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.ones(6, 3, 4, 4)), torch.arange(6) % 4).backward()
+            optimizer.step()
+            if contiguous and not step:
+                for state in optimizer.state.values():
+                    state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+        found.append(run.scores | {"momentum": optimizer.state[run.parameters[0]]["momentum_buffer"]})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def only_without_gradients(real):
     """SGD's own look at a group, which must find nothing left to do."""
 
