@@ -48,13 +48,12 @@ class Store:
         self.path = Path(path)
         self.write = write
         self._lock: WriterLock | None = None
-        exists = check_path(self.path, write)
-        if exists:
-            check_ours(self.path)
+        self._is_there()
         if write:
             self._lock = WriterLock(self.path)
         try:
-            if not exists:
+            # Another process may have made, filled and closed it before we had the lock.
+            if write and not self._is_there():
                 create(self.path)
             self._db = connect(self.path, write)
             try:
@@ -78,6 +77,13 @@ class Store:
         """Close the file and give up the lock; the store holds everything committed so far."""
         self._db.close()
         self._release()
+
+    def _is_there(self) -> bool:
+        """Whether the file exists. Raises `StoreError` for one that is no store of ours."""
+        exists = check_path(self.path, self.write)
+        if exists:
+            check_ours(self.path)
+        return exists
 
     def _release(self) -> None:
         if self._lock is not None:

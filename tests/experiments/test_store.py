@@ -18,6 +18,7 @@ from fake_runner import row
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.schema import SCHEMA_VERSION
 from lotterykit.experiments.spec import CellSpec
 from lotterykit.experiments.store import Store, check_writable
@@ -296,6 +297,21 @@ def test_a_store_has_one_lock_by_whatever_name(path, tmp_path):
         Store(tmp_path / "link", write=True)
     with Store(tmp_path / "link", write=True), pytest.raises(StoreError, match="another process"):
         Store(path, write=True)
+
+
+def test_a_store_that_another_makes_before_we_have_the_lock_keeps_its_rows(tmp_path, monkeypatch):
+    class Late(WriterLock):
+        """A lock that comes after another writer has made, filled and closed the store."""
+
+        def __init__(self, store):
+            monkeypatch.undo()
+            with Store(store, write=True) as other:
+                other.commit([row(cell) for cell in CELLS])
+            super().__init__(store)
+
+    monkeypatch.setattr("lotterykit.experiments.store.WriterLock", Late)
+    with Store(tmp_path / "s", write=True) as store:
+        assert len(list(store.rows())) == len(CELLS)
 
 
 def test_drafts_of_killed_writers_go(tmp_path):
