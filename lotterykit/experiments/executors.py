@@ -67,7 +67,7 @@ def run_inline(
 ) -> None:
     """Run the batches one after another in this process: for tests and debuggers."""
     run = load_runner(runner)
-    todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+    todo = deque(Task(list(cells)) for cells in batches)
     while todo:
         task = todo.popleft()
         done = _share_of(task, report)

@@ -88,7 +88,7 @@ class RayCrew:
         report: Report,
         resources: Resources,
     ) -> None:
-        self.todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+        self.todo = deque(Task(list(cells)) for cells in batches)
         self.runner, self.workers, self.report, self.resources = runner, workers, report, resources
         self.running: dict[Any, Run] = {}
         self.tickets = itertools.count()

@@ -172,10 +172,10 @@ def test_data_that_batches_share_are_drawn_once(joined, log):
 
 
 def test_a_shelf_drops_what_nobody_reads_any_more(joined):
-    tasks = [Task(CELLS[:3], 0), Task(CELLS[1:4], 1)]
+    tasks = [Task(CELLS[:3]), Task(CELLS[1:4])]
     shelf = Shelf([task.cells for task in tasks], "fake_runner:reads_data", {"num_cpus": 1})
     assert [sorted(shelf.take(task)) for task in tasks] == [[1, 2], [1, 2]]
-    assert shelf.take(Task(CELLS[1:2], 0, attempts=1)) == {}
+    assert shelf.take(Task(CELLS[1:2], attempts=1)) == {}
     shelf.leave(tasks[0])
     assert sorted(shelf._drawn) == [1, 2]
     shelf.leave(tasks[1])
