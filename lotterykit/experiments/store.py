@@ -176,6 +176,17 @@ class Store:
                 bad[cell] = fault
         return good, bad
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read within is of one moment, whoever writes meanwhile; this `Store` itself must not."""
+        with clear(self.path):
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:  # SQLite ends it by itself on some errors
+                self._db.execute("ROLLBACK")
+
     def rows(self, cells: Iterable[CellSpec] | None = None) -> Iterator[dict[str, Any]]:
         """The good result rows: those of `cells` in their order, or all in the order of their keys."""
         for row in self._stored(cells):

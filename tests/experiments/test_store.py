@@ -446,6 +446,28 @@ def test_export_of_text_that_is_no_utf_8(path, tmp_path, ending):
         assert f"\\u{place}".encode() in content
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_an_export_beside_a_running_writer_is_of_one_moment(path, tmp_path, monkeypatch, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    read = Store.rows
+
+    def late(store, cells=None):
+        """Rows, and after them one with a column of its own from another writer."""
+        yield from read(store, cells)
+        new = CellSpec(**{**CELLS[0].model_dump(), "seed": next(seeds)})
+        with Store(path, write=True) as other:
+            other.commit([{**row(new), "news": 1}])
+
+    seeds = iter(range(50, 60))
+    monkeypatch.setattr(Store, "rows", late)
+    with Store(path) as store:
+        assert export(store, tmp_path / f"out.{ending}") == len(CELLS)
+    assert b"news" not in (tmp_path / f"out.{ending}").read_bytes()
+    with Store(path) as store:
+        assert len(list(read(store))) == len(CELLS) + (1 if ending == "jsonl" else 2)
+
+
 def test_export_follows_no_link(path, tmp_path):
     (tmp_path / f".out.csv.{os.getpid()}.new").symlink_to(tmp_path / "victim")
     with Store(path) as store:
