@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lotterykit.errors import StoreError
@@ -60,9 +61,14 @@ def writer_of(store: Path) -> tuple[int, float] | None:
     try:
         pid = int(path.read_text())
         began = path.stat().st_mtime
-        os.kill(pid, 0)
-    except PermissionError:  # it is another user's, so it is there
-        return pid, began
+        if pid > 0:
+            _ask(pid)
     except (OSError, ValueError, OverflowError):
         return None
     return (pid, began) if pid > 0 else None
+
+
+def _ask(pid: int) -> None:
+    """Raises `ProcessLookupError` where there is no such process."""
+    with suppress(PermissionError):  # it is another user's, so it is there
+        os.kill(pid, 0)

@@ -157,6 +157,24 @@ def test_who_writes_is_known_without_touching_the_lock(tmp_path):
         assert writer_of(path) is None
 
 
+def test_a_lock_that_must_not_be_read_names_nobody(tmp_path, monkeypatch):
+    def refuse(path, *words, **named):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with Store(tmp_path / "s.sqlite", write=True) as store:
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert writer_of(store.path) is None
+
+
+def test_a_writer_of_another_user_is_there(tmp_path, monkeypatch):
+    def refuse(pid, sign):
+        raise PermissionError(1, "Operation not permitted")
+
+    with Store(tmp_path / "s.sqlite", write=True) as store:
+        monkeypatch.setattr(os, "kill", refuse)
+        assert writer_of(store.path)[0] == os.getpid()
+
+
 def test_an_unknown_setting_is_refused(tmp_path):
     with (
         Store(tmp_path / "s.sqlite", write=True) as store,
