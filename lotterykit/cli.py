@@ -154,7 +154,9 @@ def check(store: Path) -> int:
     from lotterykit.experiments.store import Store
 
     with Store(store) as opened:
-        return _tell_faults(opened.check(), f"{store}: {sum(1 for _ in opened.rows())} rows, all good")
+        faults = opened.check()
+        count = 0 if faults else sum(1 for _ in opened.rows())  # damaged pages cannot be walked
+    return _tell_faults(faults, f"{store}: {count} rows, all good")
 
 
 @sweep.command

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ from contextlib import closing
 import pytest
 from fake_runner import row
 
+from lotterykit.cli import invoke
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.grid import Grid
@@ -345,6 +347,25 @@ def test_commits_are_synchronised_to_a_log(path):
         store._db.set_trace_callback(said.append)
         store.commit([row(CELLS[0])])
         assert (said[0], said[-1]) == ("BEGIN IMMEDIATE", "COMMIT")
+
+
+@pytest.mark.parametrize(
+    ("page", "byte", "says"), [("first", 0, "malformed"), ("last", 2048, "out of order|invalid page number")]
+)
+def test_damaged_pages_are_told_a_line_each(path, capsys, page, byte, says):
+    with closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        (first,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'cells'").fetchone()
+    start = (first - 1) * size if page == "first" else path.stat().st_size - size
+    with path.open("r+b") as file:
+        file.seek(start + byte)
+        file.write(b"\xff" * 64)
+    with Store(path) as store:
+        faults = store.check()
+    assert re.search(says, "\n".join(faults))
+    assert not any("\n" in fault or "***" in fault for fault in faults)
+    assert invoke(["sweep", "check", str(path)]) == 1
+    assert capsys.readouterr() == ("\n".join(faults) + "\n", "")
 
 
 def test_check_reads_the_plan_too(path):
