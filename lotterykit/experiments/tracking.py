@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lotterykit.errors import ArgumentError, LotterykitError, StoreError
+from lotterykit.errors import ArgumentError, LotterykitError, StoreError, brief, shown
 from lotterykit.experiments.export import flat
 from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.schema import check_path
@@ -42,7 +42,21 @@ class Logged:
 
 
 def run_of(row: Mapping[str, Any]) -> Run:
-    """The `Run` of a result row; what is missing or not finite in the row is left out."""
+    """The `Run` of a result row; what is not finite in the row is left out.
+
+    Raises `ArgumentError` for a row that lacks a field which every result row has, or holds it in another
+    type: a digest shows that a row is as it was written, not who wrote it.
+    """
+    try:
+        return _run_of(row)
+    except KeyError as error:
+        problem = f"it lacks {error}"
+    except (AttributeError, TypeError, ValueError) as error:
+        problem = brief(error)
+    raise ArgumentError(f"row {str(row.get('key'))[:12]} is no result row: {problem}")
+
+
+def _run_of(row: Mapping[str, Any]) -> Run:
     spec = dict(row["spec"])
     density = spec["density"] if isinstance(spec["density"], str) else f"{spec['density']:g}"
     name = f"{spec['method']} density {density} seed {spec['seed']} {row['key'][:12]}"
@@ -51,16 +65,19 @@ def run_of(row: Mapping[str, Any]) -> Run:
         "truth_density": row.get("truth_density"),
         **{f"{when}/{n}": v for when, told in row["metrics"].items() for n, v in (told or {}).items()},
         **{f"recovery/{n}": v for n, v in flat(row.get("recovery") or {}).items() if "per_layer" not in n},
-        "collapse/no_live_path": float(row["collapse"]["no_live_path"]),
-        "collapse/empty_layers": float(len(row["collapse"]["empty_layers"])),
+        "collapse/no_live_path": int(row["collapse"]["no_live_path"]),
+        "collapse/empty_layers": len(row["collapse"]["empty_layers"]),
         **{f"seconds/{n}": v for n, v in (row.get("times") or {}).items()},
     }
+    for part in (spec["task"], spec["pipeline"], name):
+        if "/" in part or part.startswith("."):  # these make a path
+            raise ValueError(f"{shown(part)} is no name")
     return Run(
         key=row["key"],
         name=name,
         folder=f"{spec['task']}/{spec['pipeline']}/{name.replace(' ', '-')}",
         settings=spec,
-        metrics={n: float(v) for n, v in numbers.items() if v is not None},
+        metrics={n: _number(v) for n, v in numbers.items() if v is not None},
         curves={n: steps for n, steps in _curves(row).items() if steps},
         versions={n: str(v) for n, v in (row.get("versions") or {}).items()},
     )
@@ -74,9 +91,15 @@ def _curves(row: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
         "rounds/density": [scored["density"] for scored in row.get("rounds") or ()],
     }
     return {
-        name: [(step, float(value)) for step, value in enumerate(own, start=1) if value is not None]
+        name: [(step, _number(value)) for step, value in enumerate(own, start=1) if value is not None]
         for name, own in values.items()
     }
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{shown(value)} is no number")
+    return float(value)
 
 
 def load(module: str, extra: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 import sys
@@ -62,6 +63,31 @@ def test_a_row_as_a_run():
     }
     assert run.name.startswith("snip density 0.1 seed 0 ")
     assert run.folder.startswith("circle/single-shot/snip-density-0.1-seed-0-")
+
+
+SPEC = _rows()[0]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"density": ...}, "lacks 'density'"),
+        ({"collapse": {"empty_layers": []}}, "lacks 'no_live_path'"),
+        ({"collapse": None}, "NoneType"),
+        ({"metrics": ["accuracy"]}, "no attribute 'items'"),
+        ({"metrics": {"after": {"accuracy": "0.5"}}}, "'0.5' is no number"),
+        ({"curve": "0.5"}, "'0' is no number"),
+        ({"recovery": 3}, "no attribute 'items'"),
+        ({"spec": "circle"}, "dictionary update"),
+        ({"spec": SPEC | {"task": "../../elsewhere"}}, "'../../elsewhere' is no name"),
+        ({"spec": SPEC | {"method": "/snip"}}, "'/snip density"),
+        ({"spec": SPEC | {"density": [0.1]}}, "unsupported format"),
+    ],
+)
+def test_a_row_that_is_none_of_ours_is_one_line(change, says):
+    row = {name: value for name, value in (_rows()[0] | change).items() if value is not ...}
+    with pytest.raises(ArgumentError, match=rf"row {row['key'][:12]} is no result row: .*{re.escape(says)}"):
+        run_of(row)
 
 
 def _events(folder):
