@@ -239,6 +239,13 @@ def test_as_many_batches_run_at_once_as_the_cluster_has_room_for(cluster):
         assert most_at_once("ray", allowed) == expected
 
 
+def test_the_room_of_a_cluster_that_the_caller_has_joined_counts(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 40.0}}, {"Alive": True, "Resources": {"CPU": 30.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert most_at_once("ray", Resources(cpus_per_task=2).checked("ray", "cpu")) == 35
+
+
 def test_a_cluster_without_a_fit_node_is_given_up(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_crew, "NODE_SECONDS", 1)
     with pytest.raises(LotterykitError, match="no node of the Ray cluster has the 64 CPUs and 0 GPUs"):
