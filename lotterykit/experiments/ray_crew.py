@@ -226,8 +226,12 @@ class RayCrew:
         )
 
     def _save(self) -> None:
-        """What tasks have returned is paid for: report it before an exception goes on."""
-        for ref in self._ready():
+        """What tasks have returned is paid for: report it before an exception goes on, which a Ray that
+        has failed must not hide."""
+        ready: list[Any] = []
+        with suppress(RayError):
+            ready = self._ready()
+        for ref in ready:
             task = self.running[ref].task
             with suppress(RayError):
                 rows = ray.get(ref)

@@ -246,6 +246,31 @@ def test_the_room_of_a_cluster_that_the_caller_has_joined_counts(monkeypatch):
     assert most_at_once("ray", Resources(cpus_per_task=2).checked("ray", "cpu")) == 35
 
 
+def test_a_ray_that_fails_is_one_line(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with (
+        pytest.raises(LotterykitError, match=r"Ray failed: RaySystemError: .*the head is gone") as error,
+        connected(Resources().checked("ray", "cpu"), 1),
+    ):
+        raise ray.exceptions.RaySystemError("the head\nis gone")
+    assert "\n" not in str(error.value)
+
+
+def test_a_ray_that_fails_hides_no_ctrl_c(monkeypatch):
+    def fail(*words, **named):
+        raise ray.exceptions.RaySystemError("the head is gone")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    crew = ray_crew.RayCrew.__new__(ray_crew.RayCrew)
+    crew.running = {object(): ray_crew.Run(Task(CELLS[:1]), 0)}
+    monkeypatch.setattr(ray, "wait", fail)
+    monkeypatch.setattr(crew, "_first_look", stop)
+    with pytest.raises(KeyboardInterrupt):
+        crew.work()
+
+
 def test_a_cluster_without_a_fit_node_is_given_up(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_crew, "NODE_SECONDS", 1)
     with pytest.raises(LotterykitError, match="no node of the Ray cluster has the 64 CPUs and 0 GPUs"):
