@@ -55,7 +55,7 @@ class Worker:
 
     def give(self, runner: str, task: Task) -> None:
         self.task, self.since, self.began = task, time.monotonic(), None
-        self.state.share = -1.0
+        self.state.share, self.state.held = -1.0, 0  # a process that ended itself between two tasks told too
         self.future = self._schedule(runner, task)
 
     def _schedule(self, runner: str, task: Task) -> Future:

@@ -151,6 +151,23 @@ def test_a_worker_that_holds_too_much_memory_is_killed_alone():
     assert re.fullmatch(r"out of memory: the worker held \d+ MB, memory_per_worker is 500 MB", failure.error)
 
 
+def test_memory_held_between_two_tasks_is_not_blamed_for_the_next_crash(caplog):
+    class Greedy(Notes):
+        def rows(self, cells, rows):
+            super().rows(cells, rows)
+            crew.workers[0].state.held = 10**9  # as a process does that ends itself for it
+
+    notes = Greedy()
+    crew = Crew([CELLS[2:3], CELLS[3:4]], "fake_runner:crash_on_seed_3", 1, 1, notes, UNLIMITED)
+    try:
+        crew.work()
+    finally:
+        crew.dismiss()
+    assert [failure.cell.seed for failure in notes.given_up] == [3]
+    assert "the worker died (SIGKILL)" in caplog.text
+    assert "out of memory" not in caplog.text
+
+
 def test_resident_bytes_grow_with_what_is_held():
     before = resident_bytes()
     held = b"x" * (200 << 20)
