@@ -317,10 +317,11 @@ def test_a_store_that_another_makes_before_we_have_the_lock_keeps_its_rows(tmp_p
 
 
 def test_drafts_of_killed_writers_go(tmp_path):
-    for name in (".s.1.new", ".s.1.new-journal", ".other.1.new"):
+    others = [".other.1.new", ".s.csv.1.new", ".s.sqlite.1.00ab.new"]  # an export and a backup, beside it
+    for name in (".s.1.new", ".s.1.new-journal", *others):
         (tmp_path / name).write_text("")
     Store(tmp_path / "s", write=True).close()
-    assert sorted(os.listdir(tmp_path)) == [".other.1.new", "s"]
+    assert sorted(os.listdir(tmp_path)) == [*others, "s"]
 
 
 def test_a_store_without_a_log_is_not_written(path, monkeypatch):
