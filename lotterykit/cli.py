@@ -6,11 +6,13 @@ Heavy imports wait until a command needs them: `--help` loads neither torch nor 
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -154,7 +156,9 @@ def check(store: Path) -> int:
     from lotterykit.experiments.store import Store
 
     with Store(store) as opened:
-        return _tell_faults(opened.check(), f"{store}: {sum(1 for _ in opened.rows())} rows, all good")
+        faults = opened.check()
+        count = 0 if faults else sum(1 for _ in opened.rows())  # damaged pages cannot be walked
+    return _tell_faults(faults, f"{store}: {count} rows, all good")
 
 
 @sweep.command
@@ -354,7 +358,8 @@ def _report(rows: list[dict[str, Any]], out: Path, title: str, **options: Any) -
 def invoke(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; its exit status."""
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with _warnings_on_stderr():
+            code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("lotterykit: stopped", file=sys.stderr)
@@ -368,6 +373,25 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         print(f"lotterykit: {line}", file=sys.stderr)
         return 2
     return code if isinstance(code, int) else 0
+
+
+class _Stderr(logging.Handler):
+    """Warnings as lines on stderr, as it is then: a progress bar takes its place for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"lotterykit: {' '.join(record.getMessage().split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """What the library warns of is said; errors are not: a command tells its failures at its end."""
+    handler, logger = _Stderr(), logging.getLogger("lotterykit")
+    handler.addFilter(lambda record: record.levelno == logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _one_line(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lotterykit import Sweep
+from lotterykit.cli import invoke
 from lotterykit.ops import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,18 @@ def test_a_sweep_that_fails_is_silent_unless_logging_is_configured(configured, s
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert {":".join(line.split(":")[:2]).partition(".")[0] for line in done.stderr.splitlines()} == set(said)
+
+
+def test_the_command_line_says_warnings_on_stderr(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = ["--task", "circle", "--method", "snip", "--density", ".1", "--seeds", "3,4", "--no-oracle"]
+    runner = ["--runner", "fake_runner:raise_on_seed_3", "--executor", "inline"]
+    handlers = list(logging.getLogger("lotterykit").handlers)
+    assert invoke(["sweep", "run", *grid, *runner]) == 1
+    assert logging.getLogger("lotterykit").handlers == handlers
+    err = capsys.readouterr().err
+    assert "lotterykit: 1 cells are tried again, one by one: RuntimeError: seed 3 is bad\n" in err
+    assert len(re.findall(r"failed", err)) == 2  # the cell and how many: the log's own word is not repeated
 
 
 def test_what_is_logged_says_what_happened(caplog, tmp_path, monkeypatch):

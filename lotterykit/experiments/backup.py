@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,8 @@ def backup(store: Store, out: Path) -> list[str]:
     """
     if out.exists() or out.is_symlink():
         raise ArgumentError(f"{out}: exists already, and a backup replaces nothing; name another file")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.new")
+    # What a killed process left must not be in the way: in containers the next one has its number.
+    draft = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
     try:
         with clear(out):
             draft.touch(exist_ok=False)

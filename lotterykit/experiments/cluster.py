@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lotterykit.errors import ArgumentError, LotterykitError
+from lotterykit.errors import ArgumentError, LotterykitError, brief
 from lotterykit.experiments.resources import Resources
 
 AUTH = "RAY_AUTH_MODE"  # "token": a token that Ray makes and finds by itself guards the cluster
@@ -41,16 +41,18 @@ def need_ray() -> None:
 @contextmanager
 def connected(resources: Resources, workers: int) -> Iterator[None]:
     """Ray, for `workers` batches at once: the cluster at `ray_address`, else the one this process has joined
-    already, else one of its own that ends with it. Raises `LotterykitError` where none can be had."""
+    already, else one of its own that ends with it. Raises `LotterykitError` where none can be had, and where
+    Ray fails meanwhile, as it does when its head node dies."""
     need_ray()
     import ray
 
     if ray.is_initialized():
         if resources.ray_address is not None:
             raise ArgumentError("this process has joined a Ray cluster already: leave ray_address out")
-        yield
+        with _failure_as_ours():
+            yield
         return
-    with _sigterm_as_it_was(), _auth_as_it_was():
+    with _sigterm_as_it_was(), _auth_as_it_was(), _failure_as_ours():
         try:
             if resources.ray_address is None:
                 _start(math.ceil(workers * (resources.cpus_per_task or 1)))
@@ -59,6 +61,16 @@ def connected(resources: Resources, workers: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _failure_as_ours() -> Iterator[None]:
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise LotterykitError(f"Ray failed: {type(error).__name__}: {brief(error)}") from error
 
 
 def slots(resources: Resources) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -28,12 +29,18 @@ START_SECONDS = 120  # until a worker that has not begun its task counts as lost
 STARTS_LOST = 5  # workers lost in a row before they began, until the sweep is given up
 
 
+class State(ctypes.Structure):
+    """What a process tells its parent in shared memory: the finished share of its task (-1: not begun), its
+    number, and the bytes held where that is why it ended itself."""
+
+    _fields_ = (("share", ctypes.c_double), ("pid", ctypes.c_long), ("held", ctypes.c_longlong))
+
+
 class Worker:
     """One pool of one process, so that whatever a dying process does to its pipe is its own affair."""
 
-    def __init__(self, index: int, shares: Any, pids: Any, held: Any, threads: int, limit: int) -> None:
-        self._args = (shares, pids, held, index, threads, limit, list(sys.path))
-        self._pids, self._held, self._index = pids, held, index
+    def __init__(self, threads: int, limit: int) -> None:
+        self._args = (threads, limit, list(sys.path))
         self.future: Future | None = None
         self.task: Task | None = None
         self.since = 0.0
@@ -42,14 +49,17 @@ class Worker:
 
     def _open(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(1, context=context, initializer=_start_worker, initargs=self._args)
+        self.state: Any = context.RawValue(State, -1.0)  # its own: a killed process may still write to its
+        args = (self.state, *self._args)
+        self._pool = ProcessPool(1, context=context, initializer=_start_worker, initargs=args)
 
     def give(self, runner: str, task: Task) -> None:
         self.task, self.since, self.began = task, time.monotonic(), None
+        self.state.share, self.state.held = -1.0, 0  # a process that ended itself between two tasks told too
         self.future = self._schedule(runner, task)
 
     def _schedule(self, runner: str, task: Task) -> Future:
-        what = (runner, task.cells, task.slot)
+        what = (runner, task.cells)
         try:
             return self._pool.schedule(_run_task, args=what)
         except RuntimeError:  # the process died between two tasks, within a message, and broke its pool
@@ -74,14 +84,13 @@ class Worker:
 
     def exceeded(self) -> int:
         """Bytes that the process held when it ended itself for them; 0 where it did not."""
-        held, self._held[self._index] = self._held[self._index], 0
-        return held
+        return self.state.held
 
     def kill(self) -> None:
         """End the process at once: it owns nothing that a softer way would save."""
         self._pool.stop()
         for child in multiprocessing.active_children():
-            if child.pid == self._pids[self._index]:
+            if child.pid == self.state.pid:
                 child.kill()
 
 
@@ -97,15 +106,10 @@ class Crew:
         report: Report,
         resources: Resources,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+        self.todo = deque(Task(list(cells)) for cells in batches)
         self.runner, self.report = runner, report
         self.timeout, self.memory = resources.timeout, int(resources.memory_per_worker or 0)
-        self.shares = context.RawArray("d", max(1, len(batches)))  # finished share of a batch; -1: not begun
-        pids, held = context.RawArray("l", workers), context.RawArray("q", workers)
-        self.workers = [
-            Worker(index, self.shares, pids, held, threads, self.memory) for index in range(workers)
-        ]
+        self.workers = [Worker(threads, self.memory) for _ in range(workers)]
         self.lost = 0  # starts lost in a row
 
     def work(self) -> None:
@@ -113,15 +117,15 @@ class Crew:
             while self.todo or any(w.future for w in self.workers):
                 for worker in self.workers:
                     if worker.future is None and self.todo:
-                        task = self.todo.popleft()
-                        self.shares[task.slot] = -1.0
-                        worker.give(self.runner, task)
-                running = [w.future for w in self.workers if w.future is not None]
-                wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                        worker.give(self.runner, self.todo.popleft())
+                futures = [w.future for w in self.workers if w.future is not None]
+                wait(futures, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for worker in self.workers:
                     self._collect(worker)
-                tasks = [w.task for w in self.workers if w.task is not None]
-                self.report.running([(t.cells, max(0.0, self.shares[t.slot])) for t in tasks])
+                running = [
+                    (w.task.cells, max(0.0, w.state.share)) for w in self.workers if w.task is not None
+                ]
+                self.report.running(running)
         except BaseException:
             self._save()
             raise
@@ -154,7 +158,7 @@ class Crew:
     def _check_clock(self, worker: Worker, task: Task) -> None:
         """Restart a worker that does not begin; kill one that exceeds the time of its cells."""
         now = time.monotonic()
-        if self.shares[task.slot] < 0:
+        if worker.state.share < 0:
             if now - worker.since > START_SECONDS:
                 self._restart(worker)
             return
@@ -193,21 +197,19 @@ class Crew:
 
 # -- in the worker
 
-_shares: Any = None
+_state: Any = None
 _threads = 1
 
 
-def _start_worker(
-    shares: Any, pids: Any, held: Any, index: int, threads: int, limit: int, path: list[str]
-) -> None:
-    global _shares, _threads
-    _shares, _threads = shares, threads
-    pids[index] = os.getpid()
+def _start_worker(state: Any, threads: int, limit: int, path: list[str]) -> None:
+    global _state, _threads
+    _state, _threads = state, threads
+    state.pid = os.getpid()
     sys.path[:] = path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if limit:
-        watch_memory(limit, lambda count: held.__setitem__(index, count), threading.Event())
+        watch_memory(limit, lambda held: setattr(state, "held", held), threading.Event())
 
 
 def _die_with_parent() -> None:
@@ -217,14 +219,14 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _run_task(runner: str, cells: list[CellSpec], slot: int) -> Rows:
+def _run_task(runner: str, cells: list[CellSpec]) -> Rows:
     run = load_runner(runner)
-    _shares[slot] = 0.0  # the clock of a timeout starts once torch is loaded
+    _state.share = 0.0  # the clock of a timeout starts once torch is loaded
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(_threads)
 
     def progress(share: float) -> None:
-        _shares[slot] = share
+        _state.share = share
 
     return run(cells, progress=progress)

@@ -65,8 +65,6 @@ def execute(
         under_way = f", {lost} cell{'s' * (lost > 1)} under way lost" if lost else ""
         print(f"stopped{under_way}; go on with: {again}", file=sys.stderr)
         return 130
-    for cell, fault in result.repaired.items():
-        print(f"run again, its row was damaged: {cell.key()[:12]}: {fault}", file=sys.stderr)
     for failed in result.failed[:SHOWN_FAILURES]:
         print(
             f"failed: {failed.cell.key()[:12]} after {failed.attempts} tries: {failed.error}", file=sys.stderr

@@ -67,7 +67,7 @@ def run_inline(
 ) -> None:
     """Run the batches one after another in this process: for tests and debuggers."""
     run = load_runner(runner)
-    todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+    todo = deque(Task(list(cells)) for cells in batches)
     while todo:
         task = todo.popleft()
         done = _share_of(task, report)
@@ -170,10 +170,13 @@ def find_executor(name: str) -> Callable[..., None]:
 
 def most_at_once(executor: str, resources: Resources) -> int:
     """Batches that run at once where nobody says how many: one a core of this machine; with Ray as many as
-    its CPUs and GPUs allow."""
+    the CPUs and GPUs of the cluster allow that is named or joined already, else those of this machine."""
     if executor != "ray":
         return cores()
-    if resources.ray_address is not None:
+    need_ray()
+    import ray
+
+    if resources.ray_address is not None or ray.is_initialized():
         with connected(resources, 1):
             return max(1, slots(resources))  # a cluster that is still growing has none
     by_cpu = cores() / (resources.cpus_per_task or 1)

@@ -24,7 +24,8 @@ def export(store: Store, path: str | Path) -> int:
 
     In CSV and Parquet a nested field becomes a dotted column ("metrics.after.accuracy"). Parquet columns are
     of booleans, 64-bit integers, floats or texts, or lists of one of these; what is none of them throughout
-    is JSON text, as every list is in CSV. The file appears whole or not at all.
+    is JSON text, as every list is in CSV. The rows are those of one moment, whatever is committed meanwhile;
+    the file appears whole or not at all.
     Raises `ArgumentError` for another ending and where pyarrow, the extra [parquet], is missing, `StoreError`
     where it cannot be written.
     """
@@ -35,7 +36,7 @@ def export(store: Store, path: str | Path) -> int:
         raise ArgumentError(f"{path}: is the store itself")
     if path.suffix == ".parquet":
         _need_pyarrow()
-    with whole_file(path) as out:
+    with whole_file(path) as out, store.snapshot():
         return WRITERS[path.suffix](store, out)
 
 

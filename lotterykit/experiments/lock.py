@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lotterykit.errors import StoreError
@@ -27,7 +28,7 @@ class WriterLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                owner = os.read(self._file, 20).decode(errors="replace").strip() or "?"
+                owner = (os.read(self._file, 20).decode(errors="replace").split() or ["?"])[0]
                 os.close(self._file)
                 raise StoreError(f"{store}: another process ({owner}) is writing to it") from None
             # The former owner may have removed the file between our open and our lock.
@@ -35,7 +36,7 @@ class WriterLock:
                 break
             os.close(self._file)
         os.ftruncate(self._file, 0)
-        os.write(self._file, str(os.getpid()).encode())
+        os.write(self._file, f"{os.getpid()} {_start_of(os.getpid())}".encode())
 
     def _is_current(self) -> bool:
         try:
@@ -58,11 +59,26 @@ def writer_of(store: Path) -> tuple[int, float] | None:
     real = Path(os.path.realpath(store))
     path = real.with_name(real.name + ".lock")
     try:
-        pid = int(path.read_text())
+        pid, start = map(int, path.read_text().split())
         began = path.stat().st_mtime
-        os.kill(pid, 0)
-    except PermissionError:  # it is another user's, so it is there
-        return pid, began
+        there = pid > 0 and _is_there(pid, start)
     except (OSError, ValueError, OverflowError):
         return None
-    return (pid, began) if pid > 0 else None
+    return (pid, began) if there else None
+
+
+def _is_there(pid: int, start: int) -> bool:
+    """Whether the process that `_start_of` gave `start` runs. Raises `ProcessLookupError` where none has its
+    number; that alone tells little: in containers each sweep may have the number of the one before."""
+    with suppress(PermissionError):  # it is another user's, so it is there
+        os.kill(pid, 0)
+    return 0 in (start, now := _start_of(pid)) or start == now
+
+
+def _start_of(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did; 0 where the system does not tell."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text()
+        return int(told.rpartition(")")[2].split()[19])  # field 22; the name before may hold anything
+    except (OSError, ValueError, IndexError):
+        return 0

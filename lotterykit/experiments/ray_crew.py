@@ -88,7 +88,7 @@ class RayCrew:
         report: Report,
         resources: Resources,
     ) -> None:
-        self.todo = deque(Task(list(cells), slot) for slot, cells in enumerate(batches))
+        self.todo = deque(Task(list(cells)) for cells in batches)
         self.runner, self.workers, self.report, self.resources = runner, workers, report, resources
         self.running: dict[Any, Run] = {}
         self.tickets = itertools.count()
@@ -226,8 +226,12 @@ class RayCrew:
         )
 
     def _save(self) -> None:
-        """What tasks have returned is paid for: report it before an exception goes on."""
-        for ref in self._ready():
+        """What tasks have returned is paid for: report it before an exception goes on, which a Ray that
+        has failed must not hide."""
+        ready: list[Any] = []
+        with suppress(RayError):
+            ready = self._ready()
+        for ref in ready:
             task = self.running[ref].task
             with suppress(RayError):
                 rows = ray.get(ref)

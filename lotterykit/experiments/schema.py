@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -166,8 +166,11 @@ def create(path: Path) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with clear(path):
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.new*"):
-                left.unlink()
+            # Not runs.csv's, which may be an export's that is being written.
+            own = re.compile(rf"\.{re.escape(path.name)}\.\d+\.new(-journal|-wal|-shm)?")
+            for left in path.parent.iterdir():
+                if own.fullmatch(left.name):
+                    left.unlink()
             with closing(sqlite3.connect(draft, isolation_level=None)) as db:
                 db.execute("PRAGMA synchronous = FULL")
                 with transaction(db):

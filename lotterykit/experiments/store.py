@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from lotterykit.errors import ArgumentError, StoreError
+from lotterykit.errors import ArgumentError, StoreError, brief
 from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.schema import (
     check_ours,
@@ -48,13 +48,12 @@ class Store:
         self.path = Path(path)
         self.write = write
         self._lock: WriterLock | None = None
-        exists = check_path(self.path, write)
-        if exists:
-            check_ours(self.path)
+        self._is_there()
         if write:
             self._lock = WriterLock(self.path)
         try:
-            if not exists:
+            # Another process may have made, filled and closed it before we had the lock.
+            if write and not self._is_there():
                 create(self.path)
             self._db = connect(self.path, write)
             try:
@@ -79,6 +78,13 @@ class Store:
         self._db.close()
         self._release()
 
+    def _is_there(self) -> bool:
+        """Whether the file exists. Raises `StoreError` for one that is no store of ours."""
+        exists = check_path(self.path, self.write)
+        if exists:
+            check_ours(self.path)
+        return exists
+
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
@@ -89,10 +95,8 @@ class Store:
     def _begin_writing(self) -> int:
         """Check the file, indexes and all, and become the writer: any older writer is refused from now on."""
         with clear(self.path):
-            found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0].splitlines()
-            if found != ["ok"]:
-                telling = [line for line in found if not line.startswith("***")]  # *** in database main ***
-                raise StoreError(f"{self.path}: corrupt: {(telling or found)[0]}")
+            if faults := self._pages("PRAGMA integrity_check(1)"):
+                raise StoreError(f"{self.path}: corrupt: {faults[0]}")
             with transaction(self._db):
                 migrate(self._db, self.path)
                 self._db.execute("UPDATE meta SET value = value + 1 WHERE name = 'writer'")
@@ -169,6 +173,17 @@ class Store:
             else:
                 bad[cell] = fault
         return good, bad
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read within is of one moment, whoever writes meanwhile; this `Store` itself must not."""
+        with clear(self.path):
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._db.in_transaction:  # SQLite ends it by itself on some errors
+                self._db.execute("ROLLBACK")
 
     def rows(self, cells: Iterable[CellSpec] | None = None) -> Iterator[dict[str, Any]]:
         """The good result rows: those of `cells` in their order, or all in the order of their keys."""
@@ -259,8 +274,7 @@ class Store:
         """Everything wrong with the file, a line each: damaged pages; else rows whose content fails, then
         planned cells that cannot be read."""
         with clear(self.path):
-            pages = [line for (line,) in self._db.execute("PRAGMA integrity_check") if line != "ok"]
-            if pages:
+            if pages := self._pages("PRAGMA integrity_check"):
                 return pages
             rows = self._db.execute("SELECT key, spec, result, digest FROM cells ORDER BY key")
             faults = [
@@ -272,6 +286,19 @@ class Store:
                 except ValueError as error:
                     faults.append(f"planned cell {str(key)[:12]}: {error}")
             return faults
+
+    def _pages(self, pragma: str) -> list[str]:
+        """What an integrity check complains of, a line each; SQLite puts many into one answer, under a title
+        of stars, and gives up where the damage is too much."""
+        lines: list[str] = []
+        try:
+            for (told,) in self._db.execute(pragma):
+                lines += [line for line in told.splitlines() if line != "ok"]
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+                raise
+            lines.append(brief(error))
+        return [line for line in lines if not line.startswith("***")] or lines
 
     def copy_into(self, db: sqlite3.Connection) -> None:
         """Copy the store as it is at this moment, whoever writes meanwhile. Raises `sqlite3.Error`."""

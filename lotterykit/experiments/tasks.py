@@ -39,7 +39,6 @@ class Task:
     `losses` the tries that ended with their machine."""
 
     cells: list[CellSpec]
-    slot: int
     attempts: int = 0
     losses: int = 0
 
@@ -127,7 +126,7 @@ def after(task: Task, error: BaseException, report: Report) -> list[Task]:
         report.failed(Failed(task.cells[0], _describe(error), tried))
         return []
     log.warning("%d cells are tried again, one by one: %s", len(task.cells), _describe(error))
-    return [Task([cell], task.slot, tried, task.losses) for cell in task.cells]
+    return [Task([cell], tried, task.losses) for cell in task.cells]
 
 
 def _describe(error: BaseException) -> str:

@@ -77,6 +77,15 @@ def test_a_backup_replaces_nothing(path, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["copy", "link", path.name]
 
 
+def test_what_a_killed_backup_left_is_not_in_the_way(path, tmp_path):
+    left = f".copy.{os.getpid()}.new"
+    (tmp_path / left).write_text("another's")
+    with Store(path) as store:
+        assert backup(store, tmp_path / "copy") == []
+    assert (tmp_path / left).read_text() == "another's"
+    assert sorted(os.listdir(tmp_path)) == [left, "copy", path.name]
+
+
 def test_what_cannot_be_written_is_one_line(path, tmp_path):
     with Store(path) as store, pytest.raises(StoreError, match="no/such/copy"):
         backup(store, tmp_path / "no/such/copy")

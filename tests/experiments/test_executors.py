@@ -57,7 +57,8 @@ def log(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("executor", ["local", "inline"])
-def test_every_cell_is_reported_once(executor):
+def test_every_cell_is_reported_once(executor, monkeypatch):
+    monkeypatch.setattr("lotterykit.experiments.crew.POLL_SECONDS", 0.01)  # several looks at each batch
     notes = run(executor, "slow")
     assert sorted(cell.seed for cell, _ in notes.found) == list(range(8))
     assert all({**found, "times": 0} == {**row(cell), "times": 0} for cell, found in notes.found)
@@ -118,12 +119,53 @@ def test_a_batch_has_the_time_of_all_its_cells():
     assert notes.given_up == []
 
 
+SLOW_TO_LOAD = """
+import os, time
+import fake_runner
+crashed = os.path.exists(os.environ["LOTTERYKIT_TEST_LOG"])
+if crashed:
+    time.sleep(2)
+
+def run(cells, *, progress=None):
+    return (fake_runner.crash_once if len(cells) == 2 else fake_runner.good)(cells)
+"""
+
+
+def test_a_worker_that_still_loads_has_its_time_whatever_its_batch_mates_do(tmp_path, monkeypatch, caplog):
+    """The cells of a lost batch are tried in a fresh process, which loads, and in one that has loaded."""
+    (tmp_path / "slow_to_load.py").write_text(SLOW_TO_LOAD)
+    monkeypatch.syspath_prepend(tmp_path)
+    notes, resources = Notes(), Resources(timeout=1.0)
+    batches = [CELLS[:2], *([cell] for cell in CELLS[2:4])]
+    find_executor("local")(batches, runner="slow_to_load:run", workers=2, report=notes, resources=resources)
+    assert sorted(cell.seed for cell, _ in notes.found) == [0, 1, 2, 3]
+    assert "the worker died" in caplog.text
+    assert "out of time" not in caplog.text
+
+
 def test_a_worker_that_holds_too_much_memory_is_killed_alone():
     notes = run("local", "greedy_on_seed_3", memory_per_worker="500MB")
     assert sorted(cell.seed for cell, _ in notes.found) == [0, 1, 2, 4, 5, 6, 7]
     (failure,) = notes.given_up
     assert (failure.cell.seed, failure.attempts) == (3, 3)
     assert re.fullmatch(r"out of memory: the worker held \d+ MB, memory_per_worker is 500 MB", failure.error)
+
+
+def test_memory_held_between_two_tasks_is_not_blamed_for_the_next_crash(caplog):
+    class Greedy(Notes):
+        def rows(self, cells, rows):
+            super().rows(cells, rows)
+            crew.workers[0].state.held = 10**9  # as a process does that ends itself for it
+
+    notes = Greedy()
+    crew = Crew([CELLS[2:3], CELLS[3:4]], "fake_runner:crash_on_seed_3", 1, 1, notes, UNLIMITED)
+    try:
+        crew.work()
+    finally:
+        crew.dismiss()
+    assert [failure.cell.seed for failure in notes.given_up] == [3]
+    assert "the worker died (SIGKILL)" in caplog.text
+    assert "out of memory" not in caplog.text
 
 
 def test_resident_bytes_grow_with_what_is_held():

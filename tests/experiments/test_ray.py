@@ -172,10 +172,10 @@ def test_data_that_batches_share_are_drawn_once(joined, log):
 
 
 def test_a_shelf_drops_what_nobody_reads_any_more(joined):
-    tasks = [Task(CELLS[:3], 0), Task(CELLS[1:4], 1)]
+    tasks = [Task(CELLS[:3]), Task(CELLS[1:4])]
     shelf = Shelf([task.cells for task in tasks], "fake_runner:reads_data", {"num_cpus": 1})
     assert [sorted(shelf.take(task)) for task in tasks] == [[1, 2], [1, 2]]
-    assert shelf.take(Task(CELLS[1:2], 0, attempts=1)) == {}
+    assert shelf.take(Task(CELLS[1:2], attempts=1)) == {}
     shelf.leave(tasks[0])
     assert sorted(shelf._drawn) == [1, 2]
     shelf.leave(tasks[1])
@@ -237,6 +237,38 @@ def test_as_many_batches_run_at_once_as_the_cluster_has_room_for(cluster):
     ]:
         allowed = Resources(ray_address=cluster.address, **resources).checked("ray", device)
         assert most_at_once("ray", allowed) == expected
+
+
+def test_the_room_of_a_cluster_that_the_caller_has_joined_counts(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 40.0}}, {"Alive": True, "Resources": {"CPU": 30.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert most_at_once("ray", Resources(cpus_per_task=2).checked("ray", "cpu")) == 35
+
+
+def test_a_ray_that_fails_is_one_line(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with (
+        pytest.raises(LotterykitError, match=r"Ray failed: RaySystemError: .*the head is gone") as error,
+        connected(Resources().checked("ray", "cpu"), 1),
+    ):
+        raise ray.exceptions.RaySystemError("the head\nis gone")
+    assert "\n" not in str(error.value)
+
+
+def test_a_ray_that_fails_hides_no_ctrl_c(monkeypatch):
+    def fail(*words, **named):
+        raise ray.exceptions.RaySystemError("the head is gone")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    crew = ray_crew.RayCrew.__new__(ray_crew.RayCrew)
+    crew.running = {object(): ray_crew.Run(Task(CELLS[:1]), 0)}
+    monkeypatch.setattr(ray, "wait", fail)
+    monkeypatch.setattr(crew, "_first_look", stop)
+    with pytest.raises(KeyboardInterrupt):
+        crew.work()
 
 
 def test_a_cluster_without_a_fit_node_is_given_up(cluster, monkeypatch, caplog):

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -15,9 +16,11 @@ from contextlib import closing
 import pytest
 from fake_runner import row
 
+from lotterykit.cli import invoke
 from lotterykit.errors import ArgumentError, StoreError
 from lotterykit.experiments.export import export
 from lotterykit.experiments.grid import Grid
+from lotterykit.experiments.lock import WriterLock
 from lotterykit.experiments.report_display import labelled, report_rows
 from lotterykit.experiments.schema import SCHEMA_VERSION
 from lotterykit.experiments.spec import CellSpec
@@ -299,11 +302,27 @@ def test_a_store_has_one_lock_by_whatever_name(path, tmp_path):
         Store(path, write=True)
 
 
+def test_a_store_that_another_makes_before_we_have_the_lock_keeps_its_rows(tmp_path, monkeypatch):
+    class Late(WriterLock):
+        """A lock that comes after another writer has made, filled and closed the store."""
+
+        def __init__(self, store):
+            monkeypatch.undo()
+            with Store(store, write=True) as other:
+                other.commit([row(cell) for cell in CELLS])
+            super().__init__(store)
+
+    monkeypatch.setattr("lotterykit.experiments.store.WriterLock", Late)
+    with Store(tmp_path / "s", write=True) as store:
+        assert len(list(store.rows())) == len(CELLS)
+
+
 def test_drafts_of_killed_writers_go(tmp_path):
-    for name in (".s.1.new", ".s.1.new-journal", ".other.1.new"):
+    others = [".other.1.new", ".s.csv.1.new", ".s.sqlite.1.00ab.new"]  # an export and a backup, beside it
+    for name in (".s.1.new", ".s.1.new-journal", *others):
         (tmp_path / name).write_text("")
     Store(tmp_path / "s", write=True).close()
-    assert sorted(os.listdir(tmp_path)) == [".other.1.new", "s"]
+    assert sorted(os.listdir(tmp_path)) == [*others, "s"]
 
 
 def test_a_store_without_a_log_is_not_written(path, monkeypatch):
@@ -330,6 +349,25 @@ def test_commits_are_synchronised_to_a_log(path):
         store._db.set_trace_callback(said.append)
         store.commit([row(CELLS[0])])
         assert (said[0], said[-1]) == ("BEGIN IMMEDIATE", "COMMIT")
+
+
+@pytest.mark.parametrize(
+    ("page", "byte", "says"), [("first", 0, "malformed"), ("last", 2048, "out of order|invalid page number")]
+)
+def test_damaged_pages_are_told_a_line_each(path, capsys, page, byte, says):
+    with closing(sqlite3.connect(path)) as db:
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+        (first,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'cells'").fetchone()
+    start = (first - 1) * size if page == "first" else path.stat().st_size - size
+    with path.open("r+b") as file:
+        file.seek(start + byte)
+        file.write(b"\xff" * 64)
+    with Store(path) as store:
+        faults = store.check()
+    assert re.search(says, "\n".join(faults))
+    assert not any("\n" in fault or "***" in fault for fault in faults)
+    assert invoke(["sweep", "check", str(path)]) == 1
+    assert capsys.readouterr() == ("\n".join(faults) + "\n", "")
 
 
 def test_check_reads_the_plan_too(path):
@@ -429,6 +467,28 @@ def test_export_of_text_that_is_no_utf_8(path, tmp_path, ending):
     content = (tmp_path / f"out.{ending}").read_bytes()
     for place in ("d800", "d801", "d802"):
         assert f"\\u{place}".encode() in content
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_an_export_beside_a_running_writer_is_of_one_moment(path, tmp_path, monkeypatch, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    read = Store.rows
+
+    def late(store, cells=None):
+        """Rows, and after them one with a column of its own from another writer."""
+        yield from read(store, cells)
+        new = CellSpec(**{**CELLS[0].model_dump(), "seed": next(seeds)})
+        with Store(path, write=True) as other:
+            other.commit([{**row(new), "news": 1}])
+
+    seeds = iter(range(50, 60))
+    monkeypatch.setattr(Store, "rows", late)
+    with Store(path) as store:
+        assert export(store, tmp_path / f"out.{ending}") == len(CELLS)
+    assert b"news" not in (tmp_path / f"out.{ending}").read_bytes()
+    with Store(path) as store:
+        assert len(list(read(store))) == len(CELLS) + (1 if ending == "jsonl" else 2)
 
 
 def test_export_follows_no_link(path, tmp_path):

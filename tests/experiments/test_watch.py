@@ -152,9 +152,37 @@ def test_who_writes_is_known_without_touching_the_lock(tmp_path):
     assert writer_of(path) is None
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for left in (str(dead.pid), "", "word", "0", "-1"):  # what a kill leaves behind
+    for left in (f"{dead.pid} 0", "", "word", "0 0", "-1 0", str(os.getpid())):  # what a kill leaves behind
         (tmp_path / "s.sqlite.lock").write_text(left)
         assert writer_of(path) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system tells no start of a process")
+def test_a_process_with_the_number_of_a_killed_writer_is_not_that_writer(tmp_path):
+    path = tmp_path / "s.sqlite"
+    with Store(path, write=True):
+        pid, start = map(int, (tmp_path / "s.sqlite.lock").read_text().split())
+    assert pid == os.getpid()
+    (tmp_path / "s.sqlite.lock").write_text(f"{pid} {start - 1}")
+    assert writer_of(path) is None
+
+
+def test_a_lock_that_must_not_be_read_names_nobody(tmp_path, monkeypatch):
+    def refuse(path, *words, **named):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with Store(tmp_path / "s.sqlite", write=True) as store:
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert writer_of(store.path) is None
+
+
+def test_a_writer_of_another_user_is_there(tmp_path, monkeypatch):
+    def refuse(pid, sign):
+        raise PermissionError(1, "Operation not permitted")
+
+    with Store(tmp_path / "s.sqlite", write=True) as store:
+        monkeypatch.setattr(os, "kill", refuse)
+        assert writer_of(store.path)[0] == os.getpid()
 
 
 def test_an_unknown_setting_is_refused(tmp_path):
