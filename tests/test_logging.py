@@ -88,7 +88,7 @@ def test_the_command_line_says_warnings_on_stderr(capsys, tmp_path, monkeypatch)
     assert invoke(["sweep", "run", *grid, *runner]) == 1
     assert logging.getLogger("lotterykit").handlers == handlers
     err = capsys.readouterr().err
-    assert "lotterykit: 1 cells are tried again, one by one: RuntimeError: seed 3 is bad\n" in err
+    assert "lotterykit: a cell is tried again: RuntimeError: seed 3 is bad\n" in err
     assert len(re.findall(r"failed", err)) == 2  # the cell and how many: the log's own word is not repeated
 
 

@@ -125,7 +125,9 @@ def after(task: Task, error: BaseException, report: Report) -> list[Task]:
     if hopeless:
         report.failed(Failed(task.cells[0], _describe(error), tried))
         return []
-    log.warning("%d cells are tried again, one by one: %s", len(task.cells), _describe(error))
+    count = len(task.cells)
+    what = "a cell is tried again" if count == 1 else f"{count} cells are tried again, one by one"
+    log.warning("%s: %s", what, _describe(error))
     return [Task([cell], tried, task.losses) for cell in task.cells]
 
 

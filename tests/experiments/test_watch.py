@@ -217,13 +217,13 @@ def _follow(path, **pipes):
     return subprocess.Popen([sys.executable, *words], env=env, cwd=path.parent, **pipes)
 
 
-def _read_until(terminal, pattern):
-    seen = ""
+def _read_until(terminal, *patterns):
+    """What is shown until all patterns have been: a screen may come in several reads."""
+    seen = b""
     end = time.monotonic() + 60
-    while not re.search(pattern, seen):
+    while not all(re.search(pattern, seen.decode(errors="ignore")) for pattern in patterns):
         assert time.monotonic() < end, seen
-        seen += os.read(terminal, 65536).decode()
-    return seen
+        seen += os.read(terminal, 65536)
 
 
 def test_live_on_a_terminal_until_all_is_done(tmp_path, writer):
@@ -233,13 +233,10 @@ def test_live_on_a_terminal_until_all_is_done(tmp_path, writer):
     os.close(end)
     _read_until(terminal, "0 of 8 cells done")
     filling.write(3)
-    seen = _read_until(terminal, "3 of 8 cells done")
-    seen += _read_until(terminal, "cells/")
-    assert f"process {filling.process.pid} is at work" in seen
-    assert "snip" in seen
-    assert "3/4" in seen
+    at_work = f"process {filling.process.pid} is at work"
+    _read_until(terminal, "3 of 8 cells done", "snip", "3/4", at_work, "cells/")
     filling.write(5)
-    assert "4/4" in _read_until(terminal, "8 of 8 cells done")
+    _read_until(terminal, "8 of 8 cells done", "4/4")
     assert following.wait(30) == 0  # although the writer is still there
     os.close(terminal)
 
