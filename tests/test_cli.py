@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, *command):
-    """The one line on stderr of a command that ends with status 2, but for what a slow machine says before."""
+    """The one line on stderr of a command that ends with status 2, after what a slow machine says first."""
     assert invoke([str(word) for word in command]) == 2
     err = capsys.readouterr().err.removeprefix("measuring a few steps ...\n")
     assert err.startswith("lotterykit: ")
