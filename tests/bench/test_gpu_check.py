@@ -36,6 +36,18 @@ def script(monkeypatch):
     return module
 
 
+def interpreted(code):
+    """Run `code` with Triton's interpreter in a process of its own; it prints "done" at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "done" in done.stdout, done.stderr[-3000:]
+
+
 def test_a_check_that_did_not_run_is_no_success(script, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert script.main() == 0
@@ -62,14 +74,7 @@ dispatch._load.cache_clear()
 assert any("forward" in failure for failure in gpu_checks.check_masked_linear(3, device="cpu"))
 print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "done" in done.stdout, done.stderr[-3000:]
+    interpreted(code)
 
 
 def test_topk_check_passes_on_the_cpu(monkeypatch):
@@ -147,14 +152,7 @@ assert any(": y" in failure for failure in checks.check_threshold(2, device="cpu
 assert any("gem_miner" in failure for failure in checks.check_multi_tensor(1, device="cpu"))
 print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "done" in done.stdout, done.stderr[-3000:]
+    interpreted(code)
 
 
 def test_product_tables_hold_their_peers():
@@ -190,11 +188,4 @@ assert [text.split(":")[0] for text in checks.check_graphs(device="cpu")] == [
 ]
 print("done")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "done" in done.stdout, done.stderr[-3000:]
+    interpreted(code)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_runner import row
+from notes import Notes
 from pebble.pool.base_pool import PoolStatus
 
 from lotterykit.errors import ArgumentError, LotterykitError
@@ -24,22 +25,6 @@ from lotterykit.experiments.sweep import Sweep
 
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent
-
-
-class Notes:
-    """A report that keeps what it is told."""
-
-    def __init__(self):
-        self.found, self.given_up, self.shares = [], [], []
-
-    def rows(self, cells, rows):
-        self.found += list(zip(cells, rows, strict=True))
-
-    def failed(self, failure):
-        self.given_up.append(failure)
-
-    def running(self, shares):
-        self.shares += [share for _, share in shares]
 
 
 def run(executor, runner, *, workers=2, size=4, **resources):

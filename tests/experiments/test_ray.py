@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_runner import row
+from notes import Notes
 
 from lotterykit.cli import invoke
 from lotterykit.errors import ArgumentError, LotterykitError
@@ -31,22 +32,6 @@ ray_crew = pytest.importorskip("lotterykit.experiments.ray_crew")
 CELLS = Grid(spec={"task": "circle", "method": "snip", "density": 0.1}, seeds=8, oracle=False).cells()
 HERE = Path(__file__).parent
 SHARE = 80 << 20  # of the object store, a node
-
-
-class Notes:
-    """A report that keeps what it is told."""
-
-    def __init__(self):
-        self.found, self.given_up, self.shares = [], [], []
-
-    def rows(self, cells, rows):
-        self.found += list(zip(cells, rows, strict=True))
-
-    def failed(self, failure):
-        self.given_up.append(failure)
-
-    def running(self, shares):
-        self.shares += [share for _, share in shares]
 
 
 @pytest.fixture(scope="module")
